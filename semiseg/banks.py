@@ -1,0 +1,56 @@
+"""Memory: one fixed-size first-in first-out ring of vectors per class, kept in the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+class ClassBank(nn.Module):
+    """K rings of `size` vectors of `width` channels.  Everything is a buffer, so a resumed run is the same run."""
+
+    rows: Tensor  # (K, size, width)
+    filled: Tensor  # (K,) how many slots hold a vector
+    head: Tensor  # (K,) the slot written next
+
+    def __init__(self, classes: int, size: int, width: int) -> None:
+        super().__init__()
+        if min(classes, size, width) < 1:
+            raise ValueError(f"ClassBank needs positive sizes, got classes={classes}, size={size}, width={width}")
+        self.register_buffer("rows", torch.zeros(classes, size, width))
+        self.register_buffer("filled", torch.zeros(classes, dtype=torch.long))
+        self.register_buffer("head", torch.zeros(classes, dtype=torch.long))
+
+    def __getitem__(self, k: int) -> Tensor:
+        """What class k holds: (n, width), n <= size, in no particular order."""
+        return self.rows[k, : int(self.filled[k])]
+
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """All vectors held (M, width) and their classes (M,)."""
+        used = torch.arange(self.rows.shape[1], device=self.rows.device) < self.filled[:, None]
+        return self.rows[used], used.nonzero()[:, 0]
+
+    @torch.no_grad()
+    def push(self, vectors: Tensor, labels: Tensor, quota: int) -> None:
+        """Replace the oldest entries of each class by at most `quota` random new ones.
+
+        Args:
+            vectors: (N, width).
+            labels: (N,) long; vectors of labels outside 0..K-1 are passed over.
+            quota: most vectors a class takes in one call.
+        """
+        size = self.rows.shape[1]
+        for k in range(len(self.rows)):
+            new = vectors[labels == k]
+            if len(new) > min(quota, size):
+                new = new[torch.randperm(len(new), device=new.device)[: min(quota, size)]]
+            slots = (self.head[k] + torch.arange(len(new), device=new.device)) % size
+            self.rows[k, slots] = new.to(self.rows)
+            self.head[k] = (self.head[k] + len(new)) % size
+            self.filled[k] = (self.filled[k] + len(new)).clamp(max=size)
+
+
+def as_pixels(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B*h*w, D)."""
+    return features.movedim(1, -1).flatten(0, -2)

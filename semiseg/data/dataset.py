@@ -1,0 +1,27 @@
+"""What every data set looks like to the rest of the package."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class SegmentationData(Protocol):
+    """Images by id, masks by id where they exist.  An unlabeled image needs no mask."""
+
+    name: str
+    classes: tuple[str, ...]  # index = class id; 0 is the background where there is one
+    palette: tuple[tuple[int, int, int], ...]  # one RGB color per class
+    train: tuple[str, ...]  # ids of all training images, labeled or not
+    val: tuple[str, ...]
+    mirror: bool  # whether a left-right mirrored image is a valid image of the set (digits: no)
+    sha256: str  # of what identifies the data: content for the embedded set, lists and classes for files
+
+    def image(self, key: str) -> Tensor:
+        """(3, H, W) uint8."""
+        ...
+
+    def mask(self, key: str) -> Tensor | None:
+        """(H, W) uint8, 255 = ignore; None where there is no mask."""
+        ...

@@ -1,0 +1,221 @@
+"""Batches as a pure function of seed and step, whatever the number of workers, so that a resumed run is bit-equal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from semiseg.data.dataset import SegmentationData
+from semiseg.data.splits import Split
+from semiseg.data.transforms import MEAN, STD, Normalize, StrongView, WeakCrop, WeakView
+from semiseg.types import Batch
+
+
+class TrainingStream(Dataset[Batch]):
+    """`stream[step]` is the whole batch of that step.
+
+    Labeled and unlabeled images come in two endless sequences.  Each is a row of passes over its list, every pass in
+    a fresh order drawn from the seed, without replacement; batches run across the ends of passes.  The place of an
+    image in its sequence seeds its augmentation.  Of world x batch places per step, rank r takes the r-th `batch`.
+    Where the split leaves nothing unlabeled, the labeled images also serve as unlabeled ones, in an order of their own.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        split: Split,
+        *,
+        crop: int,
+        batch: int,
+        seed: int,
+        scale: tuple[float, float] = (0.5, 2.0),
+        views: int = 1,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if min(crop, batch, views) < 1 or not 0 <= rank < world:
+            raise ValueError(f"{crop=} {batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
+        if not split.labeled:
+            raise ValueError(f"split {split.name} has no labeled images")
+        self.data, self.split, self.seed = data, split, seed
+        self.batch, self.views, self.rank, self.world = batch, views, rank, world
+        self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), StrongView()
+        self.normalize = Normalize(mean, std)
+
+    def __getitem__(self, step: int) -> Batch:
+        labeled = [self._labeled(place) for place in self._places(step)]
+        weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
+        return Batch(
+            x=self.normalize(torch.stack([crop.image for crop in labeled])),
+            y=torch.stack([crop.label for crop in labeled]).long(),
+            u_weak=self.normalize(torch.stack([crop.image for crop in weak])),
+            u_strong=self.normalize(torch.stack(strong, dim=1)),
+            u_valid=torch.stack([crop.valid for crop in weak]),
+            u_hidden=torch.stack([crop.label for crop in weak]).long(),
+        )
+
+    def _places(self, step: int) -> range:
+        start = (step * self.world + self.rank) * self.batch
+        return range(start, start + self.batch)
+
+    def _labeled(self, place: int) -> WeakCrop:
+        key = _key_at(self.split.labeled, self.seed, "labeled", place)
+        image, mask = self._load(key)
+        if mask is None:
+            raise ValueError(f"labeled image {key} of {self.data.name} has no mask")
+        with _seeded(self.seed, "labeled", place):
+            crop: WeakCrop = self.weak(image, mask)
+            return crop
+
+    def _unlabeled(self, place: int) -> tuple[WeakCrop, Tensor]:
+        """The weak crop and (views, 3, crop, crop) strong views of it."""
+        ids = self.split.unlabeled or self.split.labeled
+        image, mask = self._load(_key_at(ids, self.seed, "unlabeled", place))
+        with _seeded(self.seed, "unlabeled", place):
+            crop = self.weak(image, mask)
+            return crop, torch.stack([self.strong(crop.image) for _ in range(self.views)])
+
+    def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
+        image, mask = self.data.image(key), self.data.mask(key)
+        if mask is not None and mask.shape != image.shape[-2:]:
+            raise ValueError(f"{self.data.name}: image {key} is {_hw(image)} but its mask {_hw(mask)} (height x width)")
+        return image, mask
+
+
+def training_batches(
+    data: SegmentationData,
+    split: Split,
+    *,
+    crop: int,
+    batch: int,
+    steps: int,
+    seed: int,
+    start: int = 0,
+    scale: tuple[float, float] = (0.5, 2.0),
+    views: int = 1,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Batch]:
+    """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
+
+    crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
+    image.  mean, std: of RGB in 0..1.  Iterating leaves torch's global random state as it was.
+    """
+    if not 0 <= start <= steps:
+        raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
+    augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, mean=mean, std=std)
+    stream = augmentation(data, split, batch=batch, seed=seed, rank=rank, world=world)
+    # A generator of its own keeps the DataLoader from drawing on the global one, on which the model's dropout depends.
+    return DataLoader(
+        stream, batch_size=None, sampler=range(start, steps), num_workers=workers, generator=torch.Generator()
+    )
+
+
+def evaluation_batches(
+    data: SegmentationData,
+    ids: Sequence[str],
+    *,
+    batch: int = 1,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    workers: int = 0,
+) -> Iterator[tuple[tuple[str, ...], Tensor, Tensor]]:
+    """Whole images in the given order: ids, images (B, 3, H, W) float32 normalized, masks (B, H, W) long.
+
+    Up to `batch` neighbors of equal size share a batch; with batch = 1 every image stands alone.
+    Raises ValueError for an image without mask or with a mask of another size.
+    """
+    normalize = Normalize(mean, std)
+    images = DataLoader(_WholeImages(data, ids), batch_size=None, num_workers=workers, generator=torch.Generator())
+    for keys, rows, masks in _runs_of_equal_size(images, batch):
+        yield keys, normalize(torch.stack(rows)), torch.stack(masks).long()
+
+
+class Cached:
+    """Any data set with each image and mask decoded once and kept in memory (one copy per worker process)."""
+
+    def __init__(self, data: SegmentationData) -> None:
+        self.data = data
+        self.name, self.classes, self.palette = data.name, data.classes, data.palette
+        self.train, self.val, self.mirror, self.sha256 = data.train, data.val, data.mirror, data.sha256
+        self._images: dict[str, Tensor] = {}
+        self._masks: dict[str, Tensor | None] = {}
+
+    def image(self, key: str) -> Tensor:
+        """(3, H, W) uint8, shared: do not write to it."""
+        if key not in self._images:
+            self._images[key] = self.data.image(key)
+        return self._images[key]
+
+    def mask(self, key: str) -> Tensor | None:
+        """(H, W) uint8, shared: do not write to it."""
+        if key not in self._masks:
+            self._masks[key] = self.data.mask(key)
+        return self._masks[key]
+
+
+class _WholeImages(Dataset[tuple[str, Tensor, Tensor]]):
+    def __init__(self, data: SegmentationData, ids: Sequence[str]) -> None:
+        self.data, self.ids = data, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+        key = self.ids[index]
+        image, mask = self.data.image(key), self.data.mask(key)
+        if mask is None or mask.shape != image.shape[-2:]:
+            fault = "has no mask" if mask is None else f"is {_hw(image)} but its mask {_hw(mask)} (height x width)"
+            raise ValueError(f"{self.data.name}: image {key}, to be evaluated, {fault}")
+        return key, image, mask
+
+
+def _runs_of_equal_size(
+    images: DataLoader[tuple[str, Tensor, Tensor]], batch: int
+) -> Iterator[tuple[tuple[str, ...], list[Tensor], list[Tensor]]]:
+    run: list[tuple[str, Tensor, Tensor]] = []
+    for item in images:
+        if run and (len(run) == batch or item[1].shape != run[0][1].shape):
+            yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
+            run = []
+        run.append(item)
+    if run:
+        yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
+
+
+def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
+    lap, index = divmod(place, len(ids))
+    return ids[_permutation(len(ids), seed, tag, lap)[index]]
+
+
+@lru_cache(maxsize=8)
+def _permutation(n: int, seed: int, tag: str, lap: int) -> list[int]:
+    generator = torch.Generator().manual_seed(_number(seed, f"{tag} pass", lap))
+    return torch.randperm(n, generator=generator).tolist()
+
+
+@contextmanager
+def _seeded(seed: int, tag: str, place: int) -> Iterator[None]:
+    """Reproducible torch.rand inside, global state untouched; torch.manual_seed would reseed the GPU as well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_number(seed, tag, place))
+        yield
+
+
+def _number(seed: int, tag: str, place: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{tag}:{place}".encode()).digest()[:4], "big")
+
+
+def _hw(image: Tensor) -> str:
+    return f"{image.shape[-2]} x {image.shape[-1]}"

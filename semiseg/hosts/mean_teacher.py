@@ -1,0 +1,138 @@
+"""Mean teacher with image-level weak-to-strong consistency and CutMix: the host of DDFP, DGCL and ESL.
+
+teacher(x, u_weak) -> pseudo-label -> mix -> student(x, mixed [, u_weak]) -> weigh -> losses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..losses import Divisor, pixel_cross_entropy
+from ..models.deeplabv3plus import DeepLabV3Plus
+from ..models.normalization import second_statistics
+from ..models.teacher import Teacher
+from ..seams import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
+from ..statistics import pseudo_label_statistics, share
+from ..types import (
+    AuxiliaryLoss,
+    Batch,
+    FeaturePerturber,
+    Mixer,
+    Output,
+    PixelWeighter,
+    PseudoLabeler,
+    Step,
+    Target,
+    View,
+)
+from .supervised import labeled_cross_entropy
+
+
+class MeanTeacher(nn.Module):
+    """L = L_sup + L_con^im (DDFP Eq. 1 to 4), and + L_con^ft (Eq. 15, 16) where features are perturbed.
+
+    Seams (each default is the plain choice): label, weigh, mix, perturb, auxiliary.
+
+    Args:
+        student: a segmentation network with trunk, refine and head.
+        unlabeled_weight: of L_con^im while it stands alone.
+        perturbed_weights: of (L_con^im, L_con^ft) from `perturb_from` on: (0.5, 0.5) released code, (1, 0.5) Eq. 16.
+        divisor: of the unlabeled terms, "kept" (released code) or "valid" (Eq. 4 and 15).
+        criterion: of the labeled term; OHEM on Cityscapes.
+        decay, own_statistics: of the teacher.
+        unlabeled_from, perturb_from: shares of training in [0, 1] from which the unlabeled terms, and the feature
+            perturbation, take part.  Before `unlabeled_from` the teacher is a copy of the student.
+    """
+
+    def __init__(
+        self,
+        student: DeepLabV3Plus,
+        *,
+        label: PseudoLabeler | None = None,
+        weigh: PixelWeighter | None = None,
+        mix: Mixer | None = None,
+        perturb: FeaturePerturber | None = None,
+        auxiliary: AuxiliaryLoss | None = None,
+        unlabeled_weight: float = 1.0,
+        perturbed_weights: tuple[float, float] = (0.5, 0.5),
+        divisor: Divisor = "kept",
+        criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
+        decay: float = 0.999,
+        own_statistics: bool = False,
+        unlabeled_from: float = 0.0,
+        perturb_from: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher = student, Teacher(student, decay, own_statistics)
+        self.label, self.mix = label or ConfidentLabels(), mix or CutMix()
+        self.weigh, self.auxiliary = weigh or UniformWeight(), auxiliary
+        self.perturb, self.criterion, self.divisor = perturb, criterion, divisor
+        self.unlabeled_weight, self.perturbed_weights = unlabeled_weight, perturbed_weights
+        self.unlabeled_from, self.perturb_from = unlabeled_from, perturb_from
+        self._warming_up = False
+
+    def losses(self, batch: Batch, t: float) -> Step:
+        self._warming_up = t < self.unlabeled_from
+        if self._warming_up:
+            return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
+        n, size = len(batch.x), batch.x.shape[-2:]
+
+        # 1. the teacher reads both weak views; its prediction on the unlabeled one becomes the target
+        predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
+        labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
+        on_u = predicted.rows(n)
+        weak = View(batch.u_weak, self.label(on_u, batch.u_valid, t), on_u, entropy=entropy(on_u.logits))
+
+        # 2. one paste moves the strong image and all that is known about its pixels
+        strong = View(batch.u_strong[0], weak.target, on_u, entropy=weak.entropy)
+        paste = self.mix(strong, labeled)
+        mixed = paste.view(strong, labeled)
+
+        # 3. the student reads labeled and mixed images, and the weak ones if the auxiliary loss wants them
+        reads_weak = self.auxiliary is not None and self.auxiliary.on == "weak"
+        images = [batch.x, mixed.image] + [batch.u_weak] * reads_weak
+        z, deep = self.student.trunk(torch.cat(images))
+        output, m = self.student.read(z, deep, size), n + len(mixed.image)
+        labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n, m))
+        target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
+        image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
+        losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
+        statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
+
+        # 4. the same pixels, moved in feature space
+        if self.perturb is not None and t >= self.perturb_from:
+            moved = self._perturbed(z[n:m], output.rows(n, m), target)
+            image_weight, feature_weight = self.perturbed_weights
+            losses["unlabeled"] = image_weight * image_term
+            losses["perturbed"] = feature_weight * pixel_cross_entropy(moved.logits, target, self.divisor)
+            flipped = moved.logits.argmax(1) != output.rows(n, m).logits.argmax(1)
+            statistics["flipped"] = share(flipped, target.weight > 0)
+        else:
+            losses["unlabeled"] = self.unlabeled_weight * image_term
+        if self.perturb is not None:
+            statistics |= self.perturb.observe(labeled, weak, t)
+
+        # 5. relations between pixels
+        if self.auxiliary is not None:
+            losses["auxiliary"] = self.auxiliary(labeled, weak.seen_by(output.rows(m)) if reads_weak else mixed, t)
+        return Step(losses, statistics)
+
+    def _perturbed(self, z: Tensor, clean: Output, target: Target) -> Output:
+        assert self.perturb is not None
+        at_input = self.perturb.tap == "decoder_input"
+        onward: nn.Module = self.student.refine if at_input else nn.Identity()
+        start = z if at_input else clean.features
+        with second_statistics(self.student):
+            delta = self.perturb(start, onward, target)
+            features = onward(start + delta)
+        return self.student.head(features, clean.deep, target.weight.shape[-2:])
+
+    def after_step(self) -> None:
+        if self._warming_up:
+            self.teacher.copy(self.student)
+        else:
+            self.teacher.follow(self.student)

@@ -1,0 +1,79 @@
+"""Losses shared by more than one paper."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .types import Target
+
+Divisor = Literal["kept", "valid"]
+
+
+def _ratio(total: Tensor, divisor: Tensor) -> Tensor:
+    """total / divisor, and 0 with a defined gradient where the divisor is 0."""
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def pixel_cross_entropy(logits: Tensor, target: Target, divisor: Divisor = "kept") -> Tensor:
+    """Cross-entropy with hard or soft labels, each pixel times its weight.
+
+    Args:
+        logits: (B, K, H, W).
+        target: labels, weights and denominators, (B, H, W) each (soft labels (B, K, H, W)).
+        divisor: "kept" divides by the sum of weights, the mean over supervised pixels (released code of DDFP, DGCL);
+            "valid" divides by the sum of denominators, so that a rejected pixel still counts in the divisor
+            (DDFP Eq. 4 and 15, UniMatch, WPL).
+
+    Returns:
+        A scalar; 0 when no pixel is supervised.
+    """
+    ce = F.cross_entropy(logits.float(), target.label, reduction="none")
+    return _ratio((ce * target.weight).sum(), (target.weight if divisor == "kept" else target.denominator).sum())
+
+
+def ohem_cross_entropy(logits: Tensor, target: Target, threshold: float = 0.7, min_kept: int = 100_000) -> Tensor:
+    """Online hard example mining (Shrivastava et al., 2016), the Cityscapes criterion of CPS, U2PL and AugSeg.
+
+    Keeps the pixels whose probability of the true class is below `threshold`, and at least the `min_kept` hardest.
+
+    Args:
+        logits: (B, K, H, W).
+        target: hard labels (B, H, W); pixels of weight 0 are never kept.
+        threshold: probability in (0, 1].
+        min_kept: number of pixels of the whole batch.
+
+    Returns:
+        The mean cross-entropy of the kept pixels, a scalar.
+    """
+    ce = F.cross_entropy(logits.float(), target.hard, reduction="none")[target.weight > 0]
+    if not len(ce):
+        return logits.sum() * 0
+    with torch.no_grad():
+        probability = (-ce).exp()
+        hardest = probability.kthvalue(min(min_kept, len(ce))).values
+        keep = probability <= hardest.clamp(min=threshold)
+    return ce[keep].mean()
+
+
+def info_nce(anchor: Tensor, positive: Tensor, negative: Tensor, tau: float) -> Tensor:
+    """Contrast of each anchor with one positive and negatives, positive inside the denominator (van den Oord, 2018).
+
+    Args:
+        anchor: (N, E), normalized here, as are the others.
+        positive: (N, E), or (1, E) shared by all anchors.
+        negative: (M, E) shared, or (N, M, E) for each anchor its own.
+        tau: temperature > 0.
+
+    Returns:
+        The mean over anchors, a scalar; 0 without anchors.
+    """
+    if not len(anchor):
+        return anchor.sum()
+    a, p, n = (F.normalize(v, dim=-1) for v in (anchor, positive, negative))
+    against = a @ n.T if n.dim() == 2 else torch.einsum("ne,nme->nm", a, n)
+    logits = torch.cat(((a * p).sum(-1, keepdim=True), against), 1) / tau
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

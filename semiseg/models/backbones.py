@@ -1,0 +1,148 @@
+"""Encoders: torchvision's ResNets and MobileNetV2, cut into low-level and deep features at a chosen output stride."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torchvision.models as tv
+from safetensors.torch import load_file
+from torch import Tensor
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = ("tiny", "mobilenet_v2", *RESNETS)
+
+
+class Backbone(nn.Module):
+    """forward(x (B, 3, H, W)) -> low-level features at stride 4, deep features at stride `output_stride`."""
+
+    def __init__(self, low: nn.Module, deep: nn.Module, low_channels: int, deep_channels: int) -> None:
+        super().__init__()
+        self.low, self.deep = low, deep
+        self.low_channels, self.deep_channels = low_channels, deep_channels
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low = self.low(x)
+        return low, self.deep(low)
+
+
+def _dilate(stage: nn.Module, rate: int) -> None:
+    """Take the stride out of a stage and spread its later 3x3 convolutions to keep their field of view.
+
+    The convolution that lost its stride keeps the rate of the stage before it, as torchvision does.
+    """
+    before = rate // 2
+    seen_stride = False
+    for conv in (m for m in stage.modules() if isinstance(m, nn.Conv2d)):
+        strided = conv.stride == (2, 2)
+        conv.stride = (1, 1)
+        if conv.kernel_size == (3, 3):
+            r = rate if seen_stride and not strided else before
+            conv.dilation = conv.padding = (r, r)
+            seen_stride = seen_stride or strided
+
+
+def _rates(output_stride: int) -> tuple[int, int]:
+    """Dilation of the stages that had stride 16 and 32; 1 keeps the stride."""
+    if output_stride not in (8, 16):
+        raise ValueError(f"output stride must be 8 or 16, got {output_stride}")
+    return (1, 2) if output_stride == 16 else (2, 4)
+
+
+def _resnet(name: str, output_stride: int, weights: str | Path | None) -> Backbone:
+    net = tv.get_model(name)
+    load_backbone(net, name, weights)
+    for stage, rate in zip((net.layer3, net.layer4), _rates(output_stride), strict=True):
+        if rate > 1:
+            _dilate(stage, rate)
+    low = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+    deep = nn.Sequential(net.layer2, net.layer3, net.layer4)
+    expansion = 4 if name in ("resnet50", "resnet101") else 1
+    return Backbone(low, deep, 64 * expansion, 512 * expansion)
+
+
+def _mobilenet(output_stride: int, weights: str | Path | None) -> Backbone:
+    net = tv.get_model("mobilenet_v2")
+    load_backbone(net, "mobilenet_v2", weights)
+    stages = net.features[7:14], net.features[14:18]
+    for stage, rate in zip(stages, _rates(output_stride), strict=True):
+        if rate > 1:
+            _dilate(stage, rate)
+    return Backbone(net.features[:4], net.features[4:18], 24, 320)
+
+
+def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None = None) -> Backbone:
+    """An encoder by name.
+
+    Args:
+        name: one of BACKBONES.
+        output_stride: 8 or 16; "tiny" has 8.
+        weights: "imagenet" (torchvision's, hashed download), a file in torchvision's naming, or None (random).
+
+    Raises:
+        ValueError: unknown name, stride, or weights that do not fit.
+        FileNotFoundError: no such file of weights.
+    """
+    if name == "tiny":
+        if weights is not None:
+            raise ValueError(f"backbone 'tiny' has no pretrained weights, got weights={str(weights)!r}; pass None")
+        return tiny()
+    if name == "mobilenet_v2":
+        return _mobilenet(output_stride, weights)
+    if name in RESNETS:
+        return _resnet(name, output_stride, weights)
+    raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)}")
+
+
+def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None:
+    """Load classification weights into a torchvision network; a classifier of another size is passed over."""
+    if weights is None:
+        return
+    if weights == "imagenet":
+        net.load_state_dict(tv.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))
+        return
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; expected a file, or 'imagenet', or none")
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    encoder = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
+    wanted = {k: v for k, v in net.state_dict().items() if not k.startswith(("fc.", "classifier."))}
+    wrong = [k for k in wanted if k not in encoder or encoder[k].shape != wanted[k].shape]
+    extra = [k for k in encoder if k not in wanted]
+    if wrong or extra:
+        raise ValueError(
+            f"{path} does not fit {name}: {len(wrong)} missing or of another shape (first: {wrong[:3]}), "
+            f"{len(extra)} unknown (first: {extra[:3]}); torchvision's names are expected"
+        )
+    net.load_state_dict({**net.state_dict(), **encoder})
+
+
+class _Residual(nn.Module):
+    def __init__(self, width_in: int, width_out: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        first, second = (
+            nn.Conv2d(w, width_out, 3, s, dilation, dilation, bias=False)
+            for w, s in ((width_in, stride), (width_out, 1))
+        )
+        self.body = nn.Sequential(first, nn.BatchNorm2d(width_out), nn.ReLU(True), second, nn.BatchNorm2d(width_out))
+        self.skip: nn.Module = nn.Identity()
+        if width_in != width_out or stride > 1:
+            shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False)
+            self.skip = nn.Sequential(shortcut, nn.BatchNorm2d(width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x) + self.skip(x)).relu()
+
+
+def tiny(width: int = 32) -> Backbone:
+    """A residual encoder for the embedded set, output stride 8."""
+    low = nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True), _Residual(width, width, 2)
+    )
+    deep = nn.Sequential(_Residual(width, 2 * width, 2), _Residual(2 * width, 2 * width, dilation=2))
+    return Backbone(low, deep, width, 2 * width)

@@ -1,0 +1,169 @@
+"""Run records: one folder per run with run.json (what was done, and what came out) and metrics.csv (every epoch).
+
+python -m semiseg.runs latest            one line about the newest run
+python -m semiseg.runs list              one line per run
+python -m semiseg.runs keep FOLDER       copy a finished local run to runs/, to be committed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
+LOCAL = "local"  # runs/local is not committed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run and its folder."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @staticmethod
+    def read(folder: Path | str) -> Run:
+        """Raises FileNotFoundError where no run has finished, ValueError where run.json is not one."""
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            raise FileNotFoundError(f"no finished run in {folder}: {RECORD} is missing")
+        try:
+            record = json.loads(path.read_text())
+            record["recipe"]["method"], record["last"]["teacher"]["miou"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a run record: {error!r}") from error
+        return Run(Path(folder), record)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_csv(self.folder / METRICS)
+
+    @property
+    def miou(self) -> float:
+        """The headline: mIoU of the teacher after the last epoch, in [0, 1]."""
+        return self.record["last"]["teacher"]["miou"]
+
+    def line(self) -> str:
+        r, recipe = self.record, self.record["recipe"]
+        what = "{method} on {data} ({scale}), split {split}, seed {seed}".format(**recipe)
+        score = f"mIoU {100 * self.miou:.2f} (teacher, last epoch)"
+        return f"{what}: {score}, {r['duration_s'] / 60:.1f} min, {self.folder}"
+
+
+def find_runs(root: Path | str, local: bool = False) -> list[Run]:
+    """All finished runs below a folder, by path; those under `local` only when asked for."""
+    found = (p.parent for p in sorted(Path(root).rglob(RECORD)))
+    return [Run.read(f) for f in found if local or LOCAL not in f.relative_to(root).parts]
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """One row per run: method, data, scale, split, seed, mIoU in percent (teacher, last epoch), minutes."""
+    rows = [
+        {
+            **{k: r.record["recipe"][k] for k in ("data", "scale", "split", "method", "seed")},
+            "miou": 100 * r.miou,
+            "student": 100 * r.record["last"]["student"]["miou"],
+            "best": 100 * r.record["best"]["teacher"]["miou"],
+            "minutes": r.record["duration_s"] / 60,
+            "folder": r.folder.as_posix(),
+        }
+        for r in runs
+    ]
+    columns = ["data", "scale", "split", "method", "seed", "miou", "student", "best", "minutes", "folder"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit of this process."""
+    packages = ("torch", "torchvision", "FrEIA", "torchmetrics", "lightning-fabric", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {p: metadata.version(p) for p in packages},
+        "semiseg_commit": _git("rev-parse", "HEAD"),
+        "semiseg_changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "semiseg")),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """MiB: resident memory of the process, and allocated on the GPU."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
+    gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
+    return {"resident": resident, "gpu": gpu}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for row in info.read_text().splitlines():
+            if row.startswith("model name"):
+                return f"{row.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def keep(folder: Path, root: Path) -> Path:
+    """Copy record, curve, lists and exported weights of a finished local run to its place under `root`."""
+    parts = Run.read(folder).folder.resolve().parts
+    target = root.joinpath(*parts[-2:])
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (RECORD, METRICS, WEIGHTS):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    return target
+
+
+def main(arguments: list[str]) -> int:
+    from .notebook import repo_root
+
+    root = repo_root(Path(__file__).parent) / "runs"
+    match arguments:
+        case ["list"]:
+            print("\n".join(run.line() for run in find_runs(root, local=True)))
+        case ["latest"]:
+            runs = find_runs(root, local=True)
+            if not runs:
+                print(f"no finished run under {root}")
+                return 1
+            print(max(runs, key=lambda run: (run.folder / RECORD).stat().st_mtime).line())
+        case ["keep", *folders] if folders:
+            for folder in folders:
+                print(keep(Path(folder), root))
+        case _:
+            print(__doc__)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""The plain filling of each seam: what a host does when no paper says otherwise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .types import Output, Paste, PixelWeighter, Target, View
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the prediction in nats: (B, K, H, W) -> (B, H, W)."""
+    log_p = logits.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+class ConfidentLabels:
+    """Pseudo-labeler: the teacher's class where its probability exceeds tau (FixMatch; DDFP Eq. 4)."""
+
+    def __init__(self, tau: float = 0.95) -> None:
+        if not 0 <= tau < 1:
+            raise ValueError(f"tau must be in [0, 1), got {tau}")
+        self.tau = tau
+
+    def __call__(self, output: Output, valid: Tensor, t: float) -> Target:
+        probability, label = output.logits.float().softmax(1).max(1)
+        return Target(label, ((probability > self.tau) & valid).float(), valid.float())
+
+
+class UniformWeight(nn.Module):
+    """Pixel weighter: every pixel counts the same."""
+
+    def observe(self, labeled: View, mixed: View) -> None:
+        pass
+
+    def forward(self, view: View) -> Tensor:
+        return torch.ones_like(view.target.weight)
+
+
+class NoMix:
+    """Mixer: every pixel stays where it is."""
+
+    def __call__(self, own: View, donors: View) -> Paste:
+        b, h, w = own.target.weight.shape
+        rows = torch.arange(b, device=own.image.device)
+        return Paste(rows[:, None, None].expand(b, h, w).contiguous())
+
+
+class CutMix:
+    """Mixer: one rectangle of the next image in the batch (French et al., BMVC 2020).
+
+    Its area is exactly `area` of the image up to rounding; the share of the height is area^U(0, 1), so both sides
+    range over [area, 1] and small and large ones are equally likely on a log scale; its place is uniform.
+
+    Args:
+        p: probability that a batch is mixed (one coin for the whole batch, as DDFP's released code tosses it).
+        area: share of the image, in (0, 1].
+    """
+
+    def __init__(self, p: float = 0.5, area: float = 0.5) -> None:
+        if not 0 <= p <= 1 or not 0 < area <= 1:
+            raise ValueError(f"CutMix needs p in [0, 1] and area in (0, 1], got p={p}, area={area}")
+        self.p, self.area = p, area
+
+    def __call__(self, own: View, donors: View) -> Paste:
+        source = NoMix()(own, donors).source
+        b, h, w = source.shape
+        if b == 1 or torch.rand(()) >= self.p:
+            return Paste(source)
+        for i in range(b):
+            share = self.area ** torch.rand(()).item()
+            box_h, box_w = max(1, round(h * share)), max(1, round(w * self.area / share))
+            y, x = (int(torch.randint(side - box + 1, ())) for side, box in ((h, box_h), (w, box_w)))
+            source[i, y : y + box_h, x : x + box_w] = (i + 1) % b
+        return Paste(source)
+
+
+def weigh_and_mix(weigh: PixelWeighter, paste: Paste, own: View, donors: View, mixed: View) -> Target:
+    """The mixed target with the weighter's factors; pasted labels keep factor 1.
+
+    Weigh-then-mix equals mix-then-weigh, so a weighter never knows the mixer.
+    """
+    weigh.observe(donors, mixed)
+    return mixed.target.times(paste(weigh(own), torch.ones_like(donors.target.weight)))

@@ -1,0 +1,198 @@
+"""The nouns and protocols of the package: the first file to read.
+
+Sizes, used in every shape comment:
+
+    B images   K classes   H, W image   h, w feature map   C decoder-input width   D feature width
+    E embedding width   L backbone width   V strong views   N pixels once flattened
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255  # the label of a pixel nobody knows; it never leaves the loaders, `Target` turns it into weight 0
+
+
+class Batch(NamedTuple):
+    """What a loader hands over.  Everything named `u_*` shows the same crops, pixel by pixel."""
+
+    x: Tensor  # (B, 3, H, W)       labeled images, weakly augmented, normalized
+    y: Tensor  # (B, H, W) long     their labels, IGNORE where there is none
+    u_weak: Tensor  # (B, 3, H, W)       unlabeled images, weak view
+    u_strong: Tensor  # (V, B, 3, H, W)  the same crops, strong views
+    u_valid: Tensor  # (B, H, W) bool    False on padding
+    u_hidden: Tensor  # (B, H, W) long   masks of unlabeled images, IGNORE where unknown; for statistics, not for a loss
+
+
+class Output(NamedTuple):
+    """What a segmentation network says about a batch of images."""
+
+    logits: Tensor  # (B, K, H, W)      at image size
+    features: Tensor  # (B, D, h, w)    the map the classifier reads
+    embedding: Tensor  # (B, E, h, w)   projection head, for contrastive losses; width 0 where there is no head
+    deep: Tensor  # (B, L, h', w')      last stage of the backbone
+
+    def rows(self, start: int, stop: int | None = None) -> Output:
+        """The outputs of images start..stop of the batch."""
+        return Output(*(v[start:stop] for v in self))
+
+    def detach(self) -> Output:
+        return Output(*(v.detach() for v in self))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Supervision per pixel: three planes that always travel together."""
+
+    label: Tensor  # (B, H, W) long in 0..K-1, or (B, K, H, W) float summing to 1
+    weight: Tensor  # (B, H, W) float >= 0, factor of the pixel's loss; 0: not supervised
+    denominator: Tensor  # (B, H, W) float >= 0, what the pixel adds to the divisor; 0: padding or IGNORE
+
+    @staticmethod
+    def from_labels(y: Tensor) -> Target:
+        """Ground truth (B, H, W) long with IGNORE -> target; ignored pixels get weight and denominator 0."""
+        known = (y != IGNORE).float()
+        return Target(torch.where(y != IGNORE, y, 0), known, known)
+
+    def times(self, factor: Tensor) -> Target:
+        """Importance (B, H, W): scales the pixel in the sum and in the divisor (WPL, AEL)."""
+        return replace(self, weight=self.weight * factor, denominator=self.denominator * factor)
+
+    def only(self, keep: Tensor) -> Target:
+        """Filter (B, H, W): the pixel leaves the sum, its place in the divisor stays (thresholds)."""
+        return replace(self, weight=self.weight * keep)
+
+    def like(self, other: Target) -> Target:
+        """Hard labels as one-hot where the other target is soft."""
+        if self.label.dim() == other.label.dim():
+            return self
+        return replace(self, label=F.one_hot(self.label, other.label.shape[1]).movedim(-1, 1).float())
+
+    @property
+    def hard(self) -> Tensor:
+        """The most likely class, (B, H, W) long, whichever form the label has."""
+        return self.label if self.label.dim() == 3 else self.label.argmax(1)
+
+    def at(self, size: tuple[int, int] | torch.Size) -> Tensor:
+        """Hard labels on a coarser grid by nearest neighbour, IGNORE where weight is 0: (B, h, w) long."""
+        hard = torch.where(self.weight > 0, self.hard, IGNORE)
+        return F.interpolate(hard[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
+
+
+@dataclass(frozen=True)
+class View:
+    """One batch of pixels and all that is known about them.  Every plug-in reads views."""
+
+    image: Tensor  # (B, 3, H, W)
+    target: Target
+    teacher: Output | None = None  # EMA teacher, the network itself (detached), or the other network
+    student: Output | None = None
+    entropy: Tensor | None = None  # (B, H, W) of the teacher's prediction, in nats
+    boxes: Tensor | None = None  # (B, K, H, W) bool, inside a detected box of that class (WPL)
+
+    def seen_by(self, student: Output) -> View:
+        return replace(self, student=student)
+
+
+@dataclass(frozen=True)
+class Paste:
+    """From which image of the pool each output pixel is copied; pixels keep their place.
+
+    The pool is cat(own batch, donors).  There may be more output rows than input rows (UPC's RAS).
+    """
+
+    source: Tensor  # (B', H, W) long
+
+    def __call__(self, own: Tensor, donors: Tensor | None = None) -> Tensor:
+        """(B, H, W) or (B, C, H, W), at image size or coarser -> the same with B' rows."""
+        pool = own if donors is None else torch.cat((own, donors))
+        index = self.source
+        if index.shape[-2:] != pool.shape[-2:]:
+            index = F.interpolate(index[:, None].float(), size=pool.shape[-2:], mode="nearest")[:, 0].long()
+        return pool.gather(0, index if pool.dim() == 3 else index[:, None].expand(-1, pool.shape[1], -1, -1))
+
+    def target(self, own: Target, donors: Target) -> Target:
+        d = donors.like(own)
+        planes = ((own.label, d.label), (own.weight, d.weight), (own.denominator, d.denominator))
+        return Target(*(self(o, p) for o, p in planes))
+
+    def view(self, own: View, donors: View) -> View:
+        """Everything known about the pixels moves with them; a donor pixel is certain and outside no box."""
+        n = len(donors.image)
+
+        def moved(plane: Tensor | None, fill: float) -> Tensor | None:
+            return None if plane is None else self(plane, plane.new_full((n, *plane.shape[1:]), fill))
+
+        teacher = None
+        if own.teacher is not None and donors.teacher is not None:
+            teacher = Output(*(self(o, d) for o, d in zip(own.teacher, donors.teacher, strict=True)))
+        return View(
+            self(own.image, donors.image),
+            self.target(own.target, donors.target),
+            teacher,
+            entropy=moved(own.entropy, 0),
+            boxes=moved(own.boxes, 1),
+        )
+
+
+class Step(NamedTuple):
+    """What a host returns for one batch."""
+
+    losses: dict[str, Tensor]  # scalars, already weighted; their sum is minimized
+    statistics: dict[str, Tensor]  # (2,) each: a sum and a count, pooled over an epoch before they are divided
+
+
+# --- the seams of a training step ---------------------------------------------------------
+
+
+class PseudoLabeler(Protocol):
+    """Teacher output -> target.  t in [0, 1] is the share of training done."""
+
+    def __call__(self, output: Output, valid: Tensor, t: float) -> Target: ...
+
+
+class Mixer(Protocol):
+    """A plan for pasting, from the evidence of the own images and of labeled donors."""
+
+    def __call__(self, own: View, donors: View) -> Paste: ...
+
+
+class PixelWeighter(Protocol):
+    """A factor for each pixel of a view, (B, H, W); `observe` learns, without gradient, from what was seen."""
+
+    def observe(self, labeled: View, mixed: View) -> None: ...
+    def __call__(self, view: View) -> Tensor: ...
+
+
+class FeaturePerturber(Protocol):
+    """A step delta in feature space, taken where `tap` says.
+
+    tap="decoder_input": at the concatenated map (B, C, h, w); `onward` is the student's two 3x3 convolutions.
+    tap="features": at the map the classifier reads (B, D, h, w); `onward` is the identity.
+    """
+
+    tap: Literal["decoder_input", "features"]
+
+    def __call__(self, start: Tensor, onward: Callable[[Tensor], Tensor], target: Target) -> Tensor: ...
+    def observe(self, labeled: View, weak: View, t: float) -> dict[str, Tensor]: ...
+
+
+class AuxiliaryLoss(Protocol):
+    """A scalar loss on the labeled view and, as `on` says, on the weak or the mixed one."""
+
+    on: Literal["weak", "mixed"]
+
+    def __call__(self, labeled: View, unlabeled: View, t: float) -> Tensor: ...
+
+
+class Host(Protocol):
+    """A training scheme: two verbs, called by `train.fit` and by nothing else."""
+
+    def losses(self, batch: Batch, t: float) -> Step: ...
+    def after_step(self) -> None: ...
