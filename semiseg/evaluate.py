@@ -120,7 +120,8 @@ def evaluate(
     modes = {m: m.training for m in network.modules()}
     network.eval()
     device = next(network.parameters()).device
-    matrix = MulticlassConfusionMatrix(classes, ignore_index=IGNORE).to(device)
+    # One process scores the whole set, so there is nothing to gather from others, who would be waited for forever.
+    matrix = MulticlassConfusionMatrix(classes, ignore_index=IGNORE, sync_on_compute=False).to(device)
     for images, masks in batches:
         matrix.update(predict(network, images.to(device)).argmax(1), masks.to(device))
     for module, mode in modes.items():

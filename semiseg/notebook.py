@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
-SPLITS = ("1_16", "1_8", "1_4", "1_2", "full")
+from .data.splits import SPLITS
 
 # `papermill -p split 1_8` injects the integer 18, since Python and YAML 1.1 allow underscores in numbers.
 _SPLIT_OF_INTEGER = {int(name): name for name in SPLITS if "_" in name}
@@ -19,11 +20,11 @@ def parse_split(value: object) -> str:
     name = value
     if isinstance(value, str):
         name = value.strip().replace("/", "_")
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(value, int):
         name = _SPLIT_OF_INTEGER.get(value)
     if isinstance(name, str) and name in SPLITS:
         return name
-    raise ValueError(f"split: unknown {value!r}; valid: {', '.join(SPLITS)}")
+    raise ValueError(f"unknown split {value!r}; expected one of {', '.join(SPLITS)}")
 
 
 def choice(parameter: str, value: object, valid: Iterable[str]) -> str:
@@ -31,18 +32,14 @@ def choice(parameter: str, value: object, valid: Iterable[str]) -> str:
     names = tuple(valid)
     if isinstance(value, str) and value in names:
         return value
-    raise ValueError(f"{parameter}: unknown {value!r}; valid: {', '.join(names)}")
+    raise ValueError(f"unknown {parameter} {value!r}; expected one of {', '.join(names)}")
 
 
-def whole_number(parameter: str, value: object, minimum: int, maximum: int | None = None) -> int:
+def whole_number(parameter: str, value: object, minimum: int, maximum: float = math.inf) -> int:
     """The value if it is an integer in the range, otherwise a ValueError that states the range."""
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and minimum <= value <= (value if maximum is None else maximum)
-    ):
+    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
         return value
-    valid = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
+    valid = f"{minimum} or more" if maximum == math.inf else f"{minimum} to {maximum}"
     raise ValueError(f"{parameter}: {value!r} is not a whole number in the valid range, {valid}")
 
 

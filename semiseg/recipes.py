@@ -208,24 +208,29 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
     return makers[scale](Recipe(method, data, split, scale, seed))
 
 
+def _same_step(channels: int) -> float:
+    """The paper's epsilon = 4 at 304 channels, as the same root-mean-square change per channel at fewer."""
+    return round(4 * (channels / 304) ** 0.5, 2)
+
+
 def _digits(base: Recipe) -> Recipe:
     """The embedded set; calibrated with supervised and mean_teacher only."""
     return replace(
         base,
-        network=Network("tiny", 8, None, width=48, low_width=16, rates=(1, 2, 3), dropout=0.1),
+        network=Network("tiny", 8, None, width=64, low_width=16, rates=(1, 2)),
         optimization=Optimization(
-            crop=48,
-            resize=(0.75, 1.33),
+            crop=32,
+            resize=(0.8, 1.25),
             epochs=10,
-            epoch_steps=150,
+            epoch_steps=160,
             optimizer="adamw",
-            lr=4e-3,
+            lr=3e-3,
             head_lr_factor=1.0,
             weight_decay=1e-2,
         ),
-        consistency=Consistency(tau=0.9, decay=0.99),
-        ddfp=DDFP(flow_hidden=64),
-        evaluation=Evaluation("whole", 48),
+        consistency=Consistency(tau=0.8, decay=0.99),
+        ddfp=DDFP(eps=_same_step(64 + 16), flow_hidden=64),
+        evaluation=Evaluation("whole", 32),
     )
 
 
@@ -249,7 +254,7 @@ def _voc_tiny(base: Recipe) -> Recipe:
         network=Network("mobilenet_v2", 16, "imagenet", width=96, low_width=24, rates=(2, 4, 6)),
         optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=60, lr=5e-3, head_lr_factor=10.0),
         consistency=Consistency(tau=0.95, decay=0.99),
-        ddfp=DDFP(flow_hidden=128),
+        ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
         evaluation=Evaluation("whole", 224, every=5),
     )
 
@@ -279,5 +284,5 @@ def paper(base: Recipe) -> Recipe:
 
 def official(base: Recipe) -> Recipe:
     """DDFP as the released code runs (Gavinwxy/DDFP @ 7956c72), its accidental `teacher="self"` included."""
-    options = DDFP(flow_hidden=base.ddfp.flow_hidden)
+    options = DDFP(eps=base.ddfp.eps, flow_hidden=base.ddfp.flow_hidden)
     return replace(base, ddfp=options, consistency=replace(base.consistency, divisor="kept", teacher="self"))

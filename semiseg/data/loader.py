@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from semiseg.data.dataset import SegmentationData
 from semiseg.data.splits import Split
-from semiseg.data.transforms import MEAN, STD, Normalize, StrongView, WeakCrop, WeakView
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Normalize, StrongView, WeakCrop, WeakView
 from semiseg.types import Batch
 
 
@@ -41,8 +41,10 @@ class TrainingStream(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if min(crop, batch, views) < 1 or not 0 <= rank < world:
-            raise ValueError(f"{crop=} {batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
+        if min(batch, views) < 1 or not 0 <= rank < world:
+            raise ValueError(f"{batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
+        if crop < SMALLEST:
+            raise ValueError(f"crop must be at least {SMALLEST} pixels for the strong view's blur, not {crop}")
         if not split.labeled:
             raise ValueError(f"split {split.name} has no labeled images")
         self.data, self.split, self.seed = data, split, seed

@@ -18,6 +18,8 @@ from semiseg.types import IGNORE
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
 STD = (0.229, 0.224, 0.225)
+_BLUR = 13  # width of the kernel in pixels: three sigmas of the widest blur to each side
+SMALLEST = _BLUR // 2 + 1  # side of the smallest image that can be reflected at its border for the blur
 
 
 class WeakCrop(NamedTuple):
@@ -53,13 +55,12 @@ class WeakView(nn.Module):
 class StrongView(v2.Compose):
     """Color only, on top of a weak view: jitter (p 0.8), grayscale (p 0.2), Gaussian blur of sigma 0.1 to 2 (p 0.5).
 
-    (3, H, W) uint8 -> the same.  The blur kernel is 13 pixels wide, three sigmas of the widest blur to each side;
-    reflection at the border needs images of at least 7 pixels.
+    (3, H, W) uint8 -> the same.  No side may be shorter than SMALLEST pixels.
     """
 
     def __init__(self) -> None:
         jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)
-        blur = SeparableBlur(13, (0.1, 2.0))
+        blur = SeparableBlur(_BLUR, (0.1, 2.0))
         super().__init__([v2.RandomApply([jitter], 0.8), v2.RandomGrayscale(0.2), v2.RandomApply([blur], 0.5)])
 
 

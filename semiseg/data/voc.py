@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from semiseg.data.splits import read_list
 from semiseg.types import IGNORE
@@ -80,23 +80,15 @@ class VOC:
 
     def image(self, key: str) -> Tensor:
         """(3, H, W) uint8.  Raises ValueError naming the file where it cannot be decoded."""
-        path = self._images / f"{key}.jpg"
-        try:
-            image: Tensor = decode_image(str(path), ImageReadMode.RGB)
-            return image
-        except (RuntimeError, ValueError) as error:
-            raise _unreadable(path, "image") from error
+        _, pixels = _decode(self._images / f"{key}.jpg", "image", "RGB")
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8, None without a file.  Raises ValueError naming it where it holds anything but class ids."""
         path = self._masks / f"{key}.png"
-        try:
-            with Image.open(path) as file:
-                mode, raw = file.mode, np.asarray(file)
-        except FileNotFoundError:
+        if not path.is_file():
             return None
-        except (OSError, SyntaxError, EOFError, ValueError, zlib.error) as error:
-            raise _unreadable(path, "mask") from error
+        mode, raw = _decode(path, "mask")
         if mode not in ("L", "P"):
             raise ValueError(f"mask {path} has mode {mode}; a mask holds class ids as 8-bit gray or palette indices")
         ids = self._ids[raw]
@@ -109,12 +101,8 @@ class VOC:
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of the image from its header, without decoding it."""
-        path = self._images / f"{key}.jpg"
-        try:
-            with Image.open(path) as file:
-                return file.height, file.width
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(path, "image") from error
+        with _opened(self._images / f"{key}.jpg", "image") as file:
+            return file.height, file.width
 
     def _read(self, name: str, there: dict[str, int], kind: str, folder: Path) -> tuple[str, ...]:
         lists = self.root / "ImageSets" / "Segmentation"
@@ -159,7 +147,19 @@ def _listing(folder: Path, suffix: str) -> dict[str, int]:
         return {e.name[: -len(suffix)]: e.stat().st_size for e in entries if e.name.endswith(suffix)}
 
 
-def _unreadable(path: Path, kind: str) -> Exception:
-    if not path.is_file():
-        return FileNotFoundError(f"{kind} {path} does not exist")
-    return ValueError(f"{kind} {path} is corrupt, truncated or not an image file")
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """PIL's several errors become one that names the file."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{kind} {path} does not exist") from error
+    except (OSError, SyntaxError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{kind} {path} is corrupt, truncated or not an image file") from error
+
+
+def _decode(path: Path, kind: str, mode: str | None = None) -> tuple[str, np.ndarray]:
+    """The mode of the file and its pixels, converted to `mode` if given."""
+    with _opened(path, kind) as file:
+        return file.mode, np.array(file if mode is None else file.convert(mode))

@@ -1,0 +1,72 @@
+# `make` or `make help` lists the targets. Overridable: PYTHON (creates the environment), VENV (where it lies),
+# PIP_FLAGS (passed to pip, for example to choose a CPU build of PyTorch).
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install $(PIP_FLAGS) --constraint requirements.lock
+DEMO := runs/demo-ddfp.ipynb
+BUILD := _build
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test book lint lock bench pair clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call skip the set-up until pyproject.toml or the lock changes.
+$(VENV)/.book: pyproject.toml requirements.lock | $(PY)
+	@echo "setting up $(VENV): minutes, and gigabytes where PyTorch comes with CUDA"
+	$(INSTALL) --editable '.[book]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(PY)
+	@echo "setting up $(VENV): minutes, and gigabytes where PyTorch comes with CUDA"
+	$(INSTALL) --editable '.[book,dev]'
+	@touch $@ $(VENV)/.book
+
+demo: $(VENV)/.book ## train DDFP on the embedded data from its notebook, on the CPU, in minutes
+	@mkdir -p $(dir $(DEMO))
+	$(PY) -m papermill notebooks/ddfp.ipynb $(DEMO)
+	@$(PY) -m semiseg.runs latest
+	@echo "executed notebook: $(DEMO)"
+
+test: $(VENV)/.dev ## run the tests, then compare every committed notebook with a fresh execution
+	@status=0; \
+	$(PY) -m pytest || status=1; \
+	SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
+	exit $$status
+
+book: $(VENV)/.book ## build the book into _build/html, warnings are errors
+	$(VENV)/bin/jupyter-book build . -W -n --keep-going
+	@echo "book: $(BUILD)/html/index.html"
+
+lint: $(VENV)/.dev ## check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+lock: ## resolve pyproject.toml anew and write the versions to requirements.lock
+	@mkdir -p $(BUILD)
+	$(PYTHON) -m venv $(BUILD)/lock
+	$(BUILD)/lock/bin/python -m pip install --quiet --upgrade pip
+	$(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(BUILD)/lock.json '.[book,dev]'
+	$(PYTHON) .ci/lock.py < $(BUILD)/lock.json > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+bench: $(VENV)/.dev ## time the training steps, the flow and the loader; JSON into _build
+	@mkdir -p $(BUILD)
+	$(PY) tests/bench_spine.py --out $(BUILD)/bench.json
+
+pair: $(VENV)/.book ## bring each notebook and its script in step (the newer one wins)
+	$(PY) -m jupytext --sync notebooks/*.ipynb
+
+clean: ## remove builds and caches; the environment and the runs stay
+	rm -rf $(BUILD) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,48 @@
+"""The rings: first in first out, quota, and the state that makes a resumed run the same run."""
+
+import pytest
+import torch
+
+from semiseg.banks import ClassBank, as_pixels
+
+
+def test_oldest_entries_leave_first() -> None:
+    bank = ClassBank(2, 3, 1)
+    for value in range(5):
+        bank.push(torch.tensor([[float(value)]]), torch.tensor([1]), quota=1)
+    assert sorted(bank[1].flatten().tolist()) == [2, 3, 4]
+    assert len(bank[0]) == 0
+    vectors, classes = bank.everything()
+    assert sorted(vectors.flatten().tolist()) == [2, 3, 4] and classes.tolist() == [1, 1, 1]
+
+
+def test_quota_and_foreign_labels() -> None:
+    bank = ClassBank(2, 8, 1)
+    bank.push(torch.arange(20.0)[:, None], torch.tensor([0] * 10 + [255] * 10), quota=4)
+    kept = bank[0].flatten()
+    assert len(kept) == 4 and len(kept.unique()) == 4 and kept.max() < 10
+
+
+def test_more_than_a_ring_holds_in_one_push() -> None:
+    bank = ClassBank(1, 3, 1)
+    bank.push(torch.arange(9.0)[:, None], torch.zeros(9, dtype=torch.long), quota=9)
+    assert len(bank[0].unique()) == 3
+
+
+def test_everything_is_state() -> None:
+    bank, other = ClassBank(2, 3, 2), ClassBank(2, 3, 2)
+    bank.push(torch.randn(4, 2), torch.tensor([0, 1, 1, 1]), quota=3)
+    other.load_state_dict(bank.state_dict())
+    for b in (bank, other):
+        b.push(torch.ones(1, 2), torch.tensor([1]), quota=1)
+    assert all(torch.equal(a, b) for a, b in zip(bank.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_sizes_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="size=0"):
+        ClassBank(2, 0, 4)
+
+
+def test_as_pixels_keeps_order() -> None:
+    x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    assert torch.equal(as_pixels(x)[1 * 20 + 2 * 5 + 3], x[1, :, 2, 3])

@@ -1,0 +1,78 @@
+"""Losses against their definitions and at their edges."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from semiseg.losses import info_nce, ohem_cross_entropy, pixel_cross_entropy
+from semiseg.types import IGNORE, Target
+
+
+@pytest.fixture
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 5, (2, 6, 7), generator=g)
+    y[:, 0] = IGNORE
+    return torch.randn(2, 5, 6, 7, generator=g), y
+
+
+def test_hard_labels_equal_torchs_mean_over_known_pixels(scene) -> None:
+    logits, y = scene
+    want = F.cross_entropy(logits, y, ignore_index=IGNORE)
+    torch.testing.assert_close(pixel_cross_entropy(logits, Target.from_labels(y)), want)
+    torch.testing.assert_close(pixel_cross_entropy(logits, Target.from_labels(y), "valid"), want)
+
+
+def test_divisors_differ_by_the_kept_share(scene) -> None:
+    logits, y = scene
+    target = Target.from_labels(y).only((torch.arange(7) < 3).float().expand(2, 6, 7))
+    kept, valid = (pixel_cross_entropy(logits, target, d) for d in ("kept", "valid"))
+    torch.testing.assert_close(valid, kept * 3 / 7)
+
+
+def test_importance_keeps_the_scale_of_the_loss(scene) -> None:
+    logits, y = scene
+    target = Target.from_labels(y)
+    torch.testing.assert_close(
+        pixel_cross_entropy(logits, target.times(torch.full(y.shape, 0.01))), pixel_cross_entropy(logits, target)
+    )
+
+
+def test_soft_one_hot_labels_equal_hard_ones(scene) -> None:
+    logits, y = scene
+    hard = Target.from_labels(y)
+    soft = hard.like(Target(torch.zeros(2, 5, 6, 7), hard.weight, hard.denominator))
+    assert soft.label.shape == (2, 5, 6, 7)
+    torch.testing.assert_close(pixel_cross_entropy(logits, soft), pixel_cross_entropy(logits, hard))
+    assert torch.equal(soft.hard, hard.hard)
+
+
+@pytest.mark.parametrize("loss", [pixel_cross_entropy, ohem_cross_entropy])
+def test_nothing_supervised_is_zero_with_a_defined_gradient(loss) -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    value = loss(logits, Target.from_labels(torch.full((1, 2, 2), IGNORE)))
+    value.backward()
+    assert value.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_ohem_keeps_pixels_below_the_threshold_or_the_hardest() -> None:
+    probability = torch.tensor([0.9, 0.8, 0.6, 0.3])
+    logits = torch.stack((probability.log(), (1 - probability).log())).view(1, 2, 1, 4)
+    target = Target.from_labels(torch.zeros(1, 1, 4, dtype=torch.long))
+    ce = -probability.log()
+    torch.testing.assert_close(ohem_cross_entropy(logits, target, 0.7, 1), ce[2:].mean())
+    torch.testing.assert_close(ohem_cross_entropy(logits, target, 0.7, 3), ce[1:].mean())
+    torch.testing.assert_close(ohem_cross_entropy(logits, target, 0.7, 100), ce.mean())
+
+
+def test_info_nce_by_hand_shared_and_own_negatives() -> None:
+    anchor, positive = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    negative = torch.tensor([[5.0, 0.0], [-1.0, 0.0]])
+    want = math.log(1 + math.exp(2.0) + math.exp(-2.0))  # similarities 0 | 1, -1 at temperature 1/2
+    assert math.isclose(info_nce(anchor, positive, negative, 0.5).item(), want, rel_tol=1e-6)
+    torch.testing.assert_close(
+        info_nce(anchor, positive, negative[None], 0.5), info_nce(anchor, positive, negative, 0.5)
+    )
+    assert info_nce(anchor[:0], positive, negative, 0.5).item() == 0

@@ -1,0 +1,194 @@
+"""The loop: it learns, every phase is active, a resumed run is the same run, and bad input loses nothing."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import Blobs
+
+from semiseg.checkpoint import checkpoints, load_state, save_checkpoint
+from semiseg.data.splits import Split, seeded_split
+from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg.runs import Run
+from semiseg.train import make_optimizer, train
+
+DATA = Blobs()
+SPLIT = seeded_split(DATA.train, "1_4", 0)
+
+
+def smoke(method: str = "ddfp", **changes) -> Recipe:
+    return replace(recipe(method, "digits", "1_4", "smoke"), **changes)
+
+
+def go(folder: Path, r: Recipe, **options) -> Run:
+    return train(r, DATA, SPLIT, folder, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    return go(tmp_path_factory.mktemp("runs") / "ddfp", smoke())
+
+
+def test_the_record_says_what_was_done(finished: Run) -> None:
+    r = finished.record
+    assert r["recipe"] == smoke().as_dict() and r["recipe_sha256"] == smoke().sha256
+    assert r["split"] == {
+        "name": "1_4", "family": "seeded", "sha256": SPLIT.sha256, "labeled": 4, "unlabeled": 12,
+        "classes_without_label": r["split"]["classes_without_label"],
+    }  # fmt: skip
+    assert r["data"]["sha256"] == DATA.sha256 and r["last"]["epoch"] == 4 and r["last"]["step"] == 8
+    for who in ("student", "teacher"):
+        assert len(r["last"][who]["iou"]) == len(DATA.classes)
+        assert sum(map(sum, r["last"][who]["confusion"])) == len(DATA.val) * 32 * 32
+        assert r["best"][who]["miou"] >= r["last"][who]["miou"] - 1e-9
+    assert r["environment"]["packages"]["torch"] and r["peak_memory_mib"]["resident"] > 0
+    assert (finished.folder / "labeled.txt").read_text().split() == list(SPLIT.labeled)
+    assert {p.name for p in finished.folder.iterdir()} == {
+        "run.json", "metrics.csv", "model.safetensors", "labeled.txt", "unlabeled.txt",
+    }  # fmt: skip
+
+
+def test_every_phase_was_active(finished: Run) -> None:
+    m = finished.metrics.set_index("epoch")
+    assert m.loss_unlabeled.isna().tolist() == [True, False, False, False]
+    assert m.loss_perturbed.isna().tolist() == [True, True, False, False]
+    assert (m.loss_perturbed.dropna() > 0).all() and (m.flipped.dropna() > 0).all() and m.flow_nll.notna().sum() == 3
+    assert (m.kept.dropna() == 1).all(), "the smoke recipe keeps every pixel"
+    assert m.pseudo_label_accuracy.dropna().between(0, 1).all()
+    assert m.miou_teacher.notna().tolist() == [False, True, False, True]
+    assert m.miou_teacher.iloc[-1] == pytest.approx(finished.miou, rel=1e-5)
+
+
+def test_exported_weights_are_the_teacher_and_the_flow(finished: Run) -> None:
+    names = load_file(finished.folder / "model.safetensors").keys()
+    assert any(n.startswith("teacher.model.classify") for n in names) and any(".flow." in n for n in names)
+    assert not any(n.startswith("student") for n in names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path, finished: Run) -> None:
+    r = smoke(method)
+    whole = finished if method == "ddfp" else go(tmp_path / "whole", r)
+    for pause in (1, 3):
+        with pytest.raises(InterruptedError, match="paused after"):
+            go(tmp_path / "parts", r, stop_after=pause)
+        assert len(checkpoints(tmp_path / "parts.partial")) == 1
+        assert not (tmp_path / "parts").exists()
+    parts = go(tmp_path / "parts", r)
+    a, b = (load_file(run.folder / "model.safetensors") for run in (whole, parts))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    pd.testing.assert_frame_equal(whole.metrics.drop(columns="seconds"), parts.metrics.drop(columns="seconds"))
+    assert not (tmp_path / "parts.partial").exists()
+
+
+def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path, finished: Run) -> None:
+    again, other = go(tmp_path / "again", smoke()), go(tmp_path / "other", smoke(seed=1))
+    curves = [r.metrics.loss_labeled.tolist() for r in (finished, again, other)]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_supervised_training_learns(tmp_path: Path) -> None:
+    r = smoke("supervised")
+    r = replace(
+        r, optimization=replace(r.optimization, epochs=2, epoch_steps=40), consistency=replace(r.consistency, decay=0.5)
+    )
+    run = go(tmp_path / "long", r)
+    assert run.metrics.loss_labeled.iloc[-1] < 0.6 * run.metrics.loss_labeled.iloc[0]
+    assert run.miou > 0.4, "guessing the background alone gives 0.19"
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", smoke(), stop_after=1)
+    before = checkpoints(tmp_path / "run.partial")
+    other = smoke(optimization=replace(smoke().optimization, lr=1.0))
+    with pytest.raises(ValueError, match=r"unfinished run that differs in recipe\.optimization\.lr: 1\.0 != 0\.00"):
+        go(tmp_path / "run", other)
+    assert checkpoints(tmp_path / "run.partial") == before
+
+
+def test_a_damaged_checkpoint_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", smoke(), stop_after=1)
+    (checkpoints(tmp_path / "run.partial")[0] / "state.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"state\.pt cannot be read: .*delete .*checkpoint-0000002"):
+        go(tmp_path / "run", smoke())
+
+
+def test_an_older_run_stays_until_the_new_one_is_done(tmp_path: Path) -> None:
+    first = go(tmp_path / "run", smoke("supervised"))
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", smoke("supervised", seed=3), stop_after=2)
+    assert Run.read(tmp_path / "run").record == first.record
+    assert go(tmp_path / "run", smoke("supervised", seed=3)).record["recipe"]["seed"] == 3
+
+
+def test_bad_data_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    class Wrong(Blobs):
+        def image(self, key: str) -> torch.Tensor:
+            return torch.zeros(3, 32, 32, dtype=torch.uint8)
+
+        def mask(self, key: str) -> torch.Tensor:
+            return torch.full((32, 32), 77, dtype=torch.uint8)
+
+    with pytest.raises(ValueError, match=r"train-\d+.*77"):
+        train(smoke(), Wrong(), SPLIT, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="not training images: stranger"):
+        train(smoke(), DATA, Split("x", ("stranger",), (), "file"), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermissionError, match=r"cannot write to .*run\.partial: .*; choose another folder"):
+        go(tmp_path / "file" / "run", smoke())
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    from semiseg.train import _claimed
+
+    with _claimed(tmp_path / "run.partial"), pytest.raises(ValueError, match="another process is training"):
+        go(tmp_path / "run", smoke())
+
+
+def test_the_optimizer_holds_student_parameters_once_and_nothing_of_the_flow() -> None:
+    from semiseg.build import build
+
+    host = build(smoke(), 4)
+    groups = make_optimizer(host, smoke().optimization).param_groups
+    held = [id(p) for g in groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in host.student.parameters())
+    assert len(groups[0]["params"]) == len(list(host.student.backbone.parameters()))
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch) -> None:
+    module = torch.nn.Linear(2, 2)
+    save_checkpoint(tmp_path, 1, module, {"note": "first"})
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path, 2, module, {})
+    (found,) = checkpoints(tmp_path)
+    assert load_state(found)["note"] == "first"
+
+
+def test_a_record_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        Run.read(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": {}}))
+    with pytest.raises(ValueError, match="is not a run record"):
+        Run.read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share a store")
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    run = go(tmp_path / "two", smoke(), devices=2)
+    assert run.metrics.loss_perturbed.dropna().gt(0).all() and run.record["last"]["step"] == 8

@@ -1,0 +1,113 @@
+"""Targets, pastes and the plain fillings: identities that every host relies on."""
+
+import pytest
+import torch
+
+from semiseg.seams import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
+from semiseg.statistics import pseudo_label_statistics
+from semiseg.types import IGNORE, Output, Paste, Target, View
+
+B, K, S = 3, 4, 16
+
+
+def output(seed: int = 0, b: int = B) -> Output:
+    g = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(b, K, S, S, generator=g)
+    return Output(logits, torch.randn(b, 5, 4, 4, generator=g), torch.zeros(b, 0, 4, 4), torch.zeros(b, 6, 2, 2))
+
+
+def view(seed: int = 0) -> View:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, K, (B, S, S), generator=g)
+    y[:, :2] = IGNORE
+    return View(torch.rand(B, 3, S, S, generator=g), Target.from_labels(y), output(seed), entropy=torch.rand(B, S, S))
+
+
+def test_confident_labels_filter_and_keep_the_divisor() -> None:
+    out, valid = output(), torch.ones(B, S, S, dtype=torch.bool)
+    valid[:, :, -3:] = False
+    target = ConfidentLabels(0.7)(out, valid, 0.0)
+    probability, label = out.logits.softmax(1).max(1)
+    assert torch.equal(target.label, label)
+    assert torch.equal(target.weight > 0, (probability > 0.7) & valid)
+    assert torch.equal(target.denominator, valid.float())
+    assert 0 < target.weight.mean() < 1, "the threshold must bite for this test to mean anything"
+    assert torch.equal(ConfidentLabels(0.0)(out, valid, 0.0).weight, valid.float())
+
+
+def test_cutmix_box_has_the_area_asked_for_and_pastes_exactly() -> None:
+    torch.manual_seed(0)
+    own = view()
+    for _ in range(50):
+        paste = CutMix(1.0, 0.5)(own, own)
+        foreign = paste.source != torch.arange(B)[:, None, None]
+        for i in range(B):
+            rows, columns = foreign[i].any(1), foreign[i].any(0)
+            assert torch.equal(foreign[i], rows[:, None] & columns[None]), "one rectangle"
+            assert abs(foreign[i].float().mean().item() - 0.5) < 1.5 / S
+        mixed = paste.view(own, own)
+        for i in range(B):
+            j = (i + 1) % B
+            assert torch.equal(mixed.image[i][:, foreign[i]], own.image[j][:, foreign[i]])
+            assert torch.equal(mixed.image[i][:, ~foreign[i]], own.image[i][:, ~foreign[i]])
+            assert torch.equal(mixed.target.label[i][foreign[i]], own.target.label[j][foreign[i]])
+            assert torch.equal(mixed.entropy[i][foreign[i]], own.entropy[j][foreign[i]])
+
+
+def test_cutmix_probability_zero_and_nomix_are_the_identity() -> None:
+    own = view()
+    for mixer in (CutMix(0.0), NoMix()):
+        mixed = mixer(own, own).view(own, own)
+        assert torch.equal(mixed.image, own.image) and torch.equal(mixed.target.weight, own.target.weight)
+        assert torch.equal(mixed.teacher.features, own.teacher.features)
+
+
+def test_pasting_moves_planes_of_every_resolution() -> None:
+    own, donors = view(0), view(1)
+    source = torch.arange(B)[:, None, None].expand(B, S, S).clone()
+    source[0, :, : S // 2] = B + 2  # the left half of image 0 comes from donor 2
+    mixed = Paste(source).view(own, donors)
+    assert torch.equal(mixed.image[0, :, :, : S // 2], donors.image[2, :, :, : S // 2])
+    assert torch.equal(mixed.teacher.features[0, :, :, :2], donors.teacher.features[2, :, :, :2])
+    assert torch.equal(mixed.teacher.features[0, :, :, 2:], own.teacher.features[0, :, :, 2:])
+    assert mixed.entropy[0, :, : S // 2].max() == 0, "a labeled donor is certain"
+
+
+def test_weighing_and_mixing_commute() -> None:
+    class ByClass(UniformWeight):
+        def forward(self, v: View) -> torch.Tensor:
+            return 0.25 + v.target.label.float()
+
+    torch.manual_seed(0)
+    own, paste, weigh = view(), Paste(torch.randint(0, B, (B, S, S))), ByClass()
+    mixed = paste.view(own, own)
+    target = weigh_and_mix(weigh, paste, own, own, mixed)
+    assert torch.equal(target.weight, mixed.target.times(weigh(mixed)).weight)
+    assert torch.equal(target.denominator, mixed.target.times(weigh(mixed)).denominator)
+
+
+def test_target_at_a_coarser_grid_marks_unsupervised_pixels() -> None:
+    y = torch.arange(16).view(1, 4, 4) % 3
+    target = Target.from_labels(y).only((y != 1).float())
+    coarse = target.at((2, 2))
+    assert coarse.tolist() == [[[IGNORE if v == 1 else v for v in row] for row in y[0, ::2, ::2].tolist()]]
+
+
+def test_entropy_is_bounded_by_certain_and_uniform_predictions() -> None:
+    certain = torch.tensor([100.0, 0, 0, 0]).view(1, 4, 1, 1)
+    assert entropy(certain).item() == pytest.approx(0, abs=1e-6)
+    assert entropy(torch.zeros(1, 4, 1, 1)).item() == pytest.approx(torch.tensor(4.0).log().item())
+
+
+def test_pseudo_label_statistics_count_only_what_is_known() -> None:
+    label = torch.tensor([[[0, 1], [2, 3]]])
+    target = Target(label, torch.tensor([[[1.0, 1], [1, 0]]]), torch.tensor([[[1.0, 1], [1, 1]]]))
+    hidden = torch.tensor([[[0, 2], [IGNORE, 3]]])
+    found = {k: v.tolist() for k, v in pseudo_label_statistics(target, hidden).items()}
+    assert found == {"kept": [3, 4], "pseudo_label_accuracy": [1, 2], "teacher_accuracy": [2, 3]}
+
+
+@pytest.mark.parametrize(("make", "message"), [(lambda: CutMix(1.5), "p=1.5"), (lambda: ConfidentLabels(1.0), "tau")])
+def test_arguments_out_of_range(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
