@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .hosts.mean_teacher import MeanTeacher
@@ -14,7 +17,7 @@ from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
 from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix
-from .types import Host, Output, Target
+from .types import Output, Target
 
 
 def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
@@ -27,7 +30,7 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
     )
 
 
-def build(recipe: Recipe, classes: int) -> Host:
+def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
     """The training scheme of a recipe, in one place."""
     student, c = build_network(recipe, classes), recipe.consistency
     criterion = _ohem if recipe.optimization.ohem else labeled_cross_entropy
@@ -59,3 +62,21 @@ def build(recipe: Recipe, classes: int) -> Host:
 
 def _ohem(output: Output, target: Target) -> Tensor:
     return ohem_cross_entropy(output.logits, target)
+
+
+def load_exported(recipe: Recipe, classes: int, weights: Path) -> Supervised | MeanTeacher:
+    """The host of a finished run in evaluation mode: its teacher, and its perturber where it has one.
+
+    The export holds no student, so the student of this host is a copy of the teacher.
+    Raises FileNotFoundError for a missing file, ValueError for weights of another recipe.
+    """
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {weights}; runs keep them as model.safetensors")
+    host = build(replace(recipe, network=replace(recipe.network, weights=None)), classes)
+    missing, unexpected = host.load_state_dict(load_file(weights), strict=False)
+    lost = [k for k in missing if k.startswith(("teacher.model.", "perturb.")) and not k.endswith("_extra_state")]
+    if lost or unexpected:
+        raise ValueError(f"{weights} is not of this recipe: missing {lost[:3]}, unknown {unexpected[:3]}")
+    host.student.load_state_dict(host.teacher.model.state_dict())
+    host.eval()
+    return host

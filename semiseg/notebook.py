@@ -1,12 +1,19 @@
-"""What the first cell of a notebook calls: checks of the parameters papermill injected, and where the repository is."""
+"""What notebooks call: checks of the parameters papermill injected, the data they name, and the run itself."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .data.splits import SPLITS
+from .data.dataset import SegmentationData
+from .data.digits import Digits
+from .data.splits import SPLITS, Split, seeded_split, split_from_files
+from .data.voc import VOC
+from .recipes import Recipe, differences
+from .runs import LOCAL, Run
+from .train import train
 
 # `papermill -p split 1_8` injects the integer 18, since Python and YAML 1.1 allow underscores in numbers.
 _SPLIT_OF_INTEGER = {int(name): name for name in SPLITS if "_" in name}
@@ -65,3 +72,44 @@ def repo_root(start: Path | None = None) -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "semiseg" / "notebook.py").is_file():
             return folder
     raise FileNotFoundError(f"no repository above {here}; start the notebook inside a checkout of semiseg")
+
+
+def open_data(data: str, root: str = "", classes: str = "", train_list: str = "train_aug") -> SegmentationData:
+    """The data set a notebook's parameters name.
+
+    Args:
+        data: "digits" (embedded) or "voc" (a folder in the layout of PASCAL VOC).
+        root: folder of the images; for "voc".
+        classes: comma-separated names of the classes to keep, the others are ignored; empty: all.
+        train_list: name of the list of training images, below ImageSets/Segmentation.
+    """
+    if choice("data", data, ("digits", "voc")) == "digits":
+        if root:
+            raise ValueError(f"data='digits' is embedded and has no root, got root={root!r}; did you mean data='voc'?")
+        return Digits()
+    if not root:
+        raise ValueError("data='voc' needs root: the folder with JPEGImages, SegmentationClass(Aug) and ImageSets")
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    return VOC(Path(root).expanduser(), classes=names, train_list=train_list)
+
+
+def open_split(data: SegmentationData, split: str, seed: int, labeled_list: str = "") -> Split:
+    """The seeded partition of a name, or the one a list file of labeled images gives."""
+    if labeled_list:
+        return split_from_files(labeled_list, None, data.train)
+    return seeded_split(data.train, split, seed)
+
+
+def train_or_reuse(recipe: Recipe, data: SegmentationData, split: Split, *, suffix: str = "", workers: int = 0) -> Run:
+    """Train, into runs/local; under SEMISEG_REUSE=1 (set by the tests of the committed notebooks) read runs/ instead.
+
+    Raises FileNotFoundError or ValueError when the record to reuse is absent or of another recipe.
+    """
+    name, runs = recipe.name + (f"-{suffix}" if suffix else ""), repo_root() / "runs"
+    if os.environ.get("SEMISEG_REUSE") != "1":
+        return train(recipe, data, split, runs / LOCAL / name, workers=workers)
+    run = Run.read(runs / name)
+    found = differences(recipe.as_dict(), run.record["recipe"])
+    if found:
+        raise ValueError(f"the record in runs/{name} is of another recipe: {'; '.join(found)}; train it again")
+    return run

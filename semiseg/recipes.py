@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .losses import Divisor
@@ -67,6 +68,7 @@ class Optimization:
     weight_decay: float = 1e-4
     power: float = 0.9
     ohem: bool = False
+    strong_labels: bool = False  # colors of the strong view on labeled images too: the control for augmentation alone
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
@@ -162,7 +164,22 @@ class Recipe:
             del used["ddfp"]
         if self.method == "supervised":
             used["consistency"] = {"decay": self.consistency.decay}
+        if self.network.weights is not None:
+            used["network"]["weights"] = Path(self.network.weights).name  # where the file lies is not the recipe
         return json.loads(json.dumps(used))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `as_dict` wrote.  Raises ValueError for keys or values it cannot have."""
+        parts = {"network": Network, "optimization": Optimization, "consistency": Consistency, "ddfp": DDFP}
+        parts["evaluation"] = Evaluation
+        given = dict(values)
+        try:
+            for key in given.keys() & parts.keys():
+                given[key] = parts[key](**{k: tuple(v) if isinstance(v, list) else v for k, v in given[key].items()})
+            return Recipe(**given)
+        except TypeError as error:
+            raise ValueError(f"not a recipe: {error}") from error
 
     @property
     def sha256(self) -> str:

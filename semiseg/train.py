@@ -149,6 +149,7 @@ def _fit(
     batches = training_batches(
         data, split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size), steps=steps, start=start,
         seed=recipe.seed, workers=workers, rank=fabric.global_rank, world=fabric.world_size,
+        strong_labels=o.strong_labels, unlabeled=recipe.method != "supervised",
     )  # fmt: skip
     score = _scorer(recipe, data)
     bar = tqdm(total=steps, initial=start, disable=not (progress and writes), file=sys.stdout, mininterval=2)

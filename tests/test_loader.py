@@ -64,6 +64,25 @@ def keys(images: Tensor) -> list[str]:
     return [str(round(float(image[0, 0, 0]) * 25.5)) for image in images]
 
 
+def test_strong_labels_change_colors_and_nothing_else() -> None:
+    data = Textured()
+    split = first(data.train, 3, 0)
+    plain, strong = (TrainingStream(data, split, crop=16, batch=4, seed=0, strong_labels=s)[0] for s in (False, True))
+    assert torch.equal(plain.y, strong.y) and not torch.equal(plain.x, strong.x)
+    assert all(torch.equal(a, b) for a, b in zip(plain[2:], strong[2:], strict=True))
+
+
+def test_without_unlabeled_images_the_labeled_ones_are_the_same_and_no_others_are_read() -> None:
+    data = Toy()
+    split = first(data.train, 3, 0)
+    both = TrainingStream(data, split, crop=9, batch=4, seed=0)[5]
+    data.reads.clear()
+    alone = TrainingStream(data, split, crop=9, batch=4, seed=0, unlabeled=False)[5]
+    assert torch.equal(both.x, alone.x) and torch.equal(both.y, alone.y)
+    assert [len(v) for v in (alone.u_weak, alone.u_strong[0], alone.u_valid, alone.u_hidden)] == [0, 0, 0, 0]
+    assert set(data.reads) <= set(split.labeled)
+
+
 def test_shapes_and_types() -> None:
     data = Textured()
     batch = TrainingStream(data, first(data.train, 3, 0), crop=16, batch=4, seed=0, views=2)[0]

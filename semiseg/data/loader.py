@@ -24,6 +24,9 @@ class TrainingStream(Dataset[Batch]):
     a fresh order drawn from the seed, without replacement; batches run across the ends of passes.  The place of an
     image in its sequence seeds its augmentation.  Of world x batch places per step, rank r takes the r-th `batch`.
     Where the split leaves nothing unlabeled, the labeled images also serve as unlabeled ones, in an order of their own.
+
+    strong_labels: labeled images get the strong view's colors too.  unlabeled=False: no unlabeled images are loaded,
+    and the batch has none (supervised training).
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class TrainingStream(Dataset[Batch]):
         std: Sequence[float] = STD,
         rank: int = 0,
         world: int = 1,
+        strong_labels: bool = False,
+        unlabeled: bool = True,
     ) -> None:
         if min(batch, views) < 1 or not 0 <= rank < world:
             raise ValueError(f"{batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
@@ -51,13 +56,18 @@ class TrainingStream(Dataset[Batch]):
         self.batch, self.views, self.rank, self.world = batch, views, rank, world
         self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), StrongView()
         self.normalize = Normalize(mean, std)
+        self.strong_labels, self.unlabeled = strong_labels, unlabeled
 
     def __getitem__(self, step: int) -> Batch:
         labeled = [self._labeled(place) for place in self._places(step)]
+        x = self.normalize(torch.stack([crop.image for crop in labeled]))
+        y = torch.stack([crop.label for crop in labeled]).long()
+        if not self.unlabeled:
+            return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
         weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
         return Batch(
-            x=self.normalize(torch.stack([crop.image for crop in labeled])),
-            y=torch.stack([crop.label for crop in labeled]).long(),
+            x=x,
+            y=y,
             u_weak=self.normalize(torch.stack([crop.image for crop in weak])),
             u_strong=self.normalize(torch.stack(strong, dim=1)),
             u_valid=torch.stack([crop.valid for crop in weak]),
@@ -75,7 +85,7 @@ class TrainingStream(Dataset[Batch]):
             raise ValueError(f"labeled image {key} of {self.data.name} has no mask")
         with _seeded(self.seed, "labeled", place):
             crop: WeakCrop = self.weak(image, mask)
-            return crop
+            return crop._replace(image=self.strong(crop.image)) if self.strong_labels else crop
 
     def _unlabeled(self, place: int) -> tuple[WeakCrop, Tensor]:
         """The weak crop and (views, 3, crop, crop) strong views of it."""
@@ -108,16 +118,20 @@ def training_batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    strong_labels: bool = False,
+    unlabeled: bool = True,
 ) -> DataLoader[Batch]:
     """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
-    image.  mean, std: of RGB in 0..1.  Iterating leaves torch's global random state as it was.
+    image.  mean, std: of RGB in 0..1.  strong_labels, unlabeled: see TrainingStream.
+    Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
         raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
     augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, mean=mean, std=std)
-    stream = augmentation(data, split, batch=batch, seed=seed, rank=rank, world=world)
+    images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled)
+    stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
     # A generator of its own keeps the DataLoader from drawing on the global one, on which the model's dropout depends.
     return DataLoader(
         stream, batch_size=None, sampler=range(start, steps), num_workers=workers, generator=torch.Generator()

@@ -1,0 +1,26 @@
+"""One look for every figure of the book: colors per method, seaborn and plotly alike."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import plotly.graph_objects as go
+import plotly.io as pio
+import seaborn as sns
+
+_PALETTE = sns.color_palette("deep").as_hex()
+METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0], "ddfp": _PALETTE[3]}
+METHOD_TITLES = {"supervised": "supervised", "mean_teacher": "mean teacher", "ddfp": "DDFP"}
+
+
+def use_style() -> None:
+    """Set the theme of matplotlib, seaborn and plotly."""
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, palette=_PALETTE)
+    plt.rcParams.update({"figure.constrained_layout.use": True, "axes.titlesize": "medium", "savefig.dpi": 160})
+    layout = go.Layout(
+        colorway=_PALETTE,
+        font={"family": "inherit", "size": 13},
+        margin={"l": 55, "r": 15, "t": 40, "b": 45},
+        height=420,
+    )
+    pio.templates["book"] = go.layout.Template(layout=layout)
+    pio.templates.default = "plotly_white+book"
