@@ -269,7 +269,7 @@ def _voc_tiny(base: Recipe) -> Recipe:
     return replace(
         base,
         network=Network("mobilenet_v2", 16, "imagenet", width=96, low_width=24, rates=(2, 4, 6)),
-        optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=60, lr=5e-3, head_lr_factor=10.0),
+        optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=30, lr=5e-3, head_lr_factor=10.0),
         consistency=Consistency(tau=0.95, decay=0.99),
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
         evaluation=Evaluation("whole", 224, every=5),

@@ -2,7 +2,8 @@
 
 python -m semiseg.runs latest            one line about the newest run
 python -m semiseg.runs list              one line per run
-python -m semiseg.runs keep FOLDER       copy a finished local run to runs/, to be committed
+python -m semiseg.runs keep FOLDER...    copy finished local runs to runs/, to be committed, without their weights
+python -m semiseg.runs publish FOLDER... the same with weights, for runs that a committed notebook shows
 """
 
 from __future__ import annotations
@@ -132,14 +133,13 @@ def _cpu() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def keep(folder: Path, root: Path) -> Path:
-    """Copy record, curve, lists and exported weights of a finished local run to its place under `root`."""
+def keep(folder: Path, root: Path, weights: bool = False) -> Path:
+    """Copy record and curve, and if asked for the exported weights, of a finished local run to its place in `root`."""
     parts = Run.read(folder).folder.resolve().parts
     target = root.joinpath(*parts[-2:])
     target.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, METRICS, WEIGHTS):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
+    for name in (RECORD, METRICS, *([WEIGHTS] if weights else [])):
+        shutil.copyfile(folder / name, target / name)
     return target
 
 
@@ -156,9 +156,9 @@ def main(arguments: list[str]) -> int:
                 print(f"no finished run under {root}")
                 return 1
             print(max(runs, key=lambda run: (run.folder / RECORD).stat().st_mtime).line())
-        case ["keep", *folders] if folders:
+        case ["keep" | "publish" as verb, *folders] if folders:
             for folder in folders:
-                print(keep(Path(folder), root))
+                print(keep(Path(folder), root, weights=verb == "publish"))
         case _:
             print(__doc__)
             return 2

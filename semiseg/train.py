@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from . import evaluate as ev
@@ -151,7 +152,7 @@ def _fit(
         seed=recipe.seed, workers=workers, rank=fabric.global_rank, world=fabric.world_size,
         strong_labels=o.strong_labels, unlabeled=recipe.method != "supervised",
     )  # fmt: skip
-    score = _scorer(recipe, data)
+    score, scores = _scorer(recipe, data), dict[str, ev.Scores]()
     bar = tqdm(total=steps, initial=start, disable=not (progress and writes), file=sys.stdout, mininterval=2)
     sums, began = _Sums(), time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     for step, batch in enumerate(batches, start):
@@ -172,7 +173,8 @@ def _fit(
         epoch = (step + 1) // per_epoch
         row = {"epoch": epoch, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **sums.mean()}
         if writes and (epoch % recipe.evaluation.every == 0 or epoch == o.epochs):
-            row |= {f"miou_{name}": score(getattr(host, name)).miou for name in NETWORKS}
+            scores = _both(host, score)
+            row |= {f"miou_{name}": found.miou for name, found in scores.items()}
         rows.append({**row, "seconds": time.perf_counter() - began})
         sums = _Sums()
         if writes:
@@ -182,7 +184,7 @@ def _fit(
             break
     bar.close()
     if writes and rows[-1]["epoch"] == o.epochs:
-        _finish(_record_of(recipe, data, split), part, host, rows, score)
+        _finish(_record_of(recipe, data, split), part, host, rows, scores or _both(host, score))
 
 
 def _set_up(fabric: Fabric, recipe: Recipe, classes: int) -> tuple[Any, Callable[..., Step], Any]:
@@ -192,6 +194,9 @@ def _set_up(fabric: Fabric, recipe: Recipe, classes: int) -> tuple[Any, Callable
     assert isinstance(host, nn.Module)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         host = nn.SyncBatchNorm.convert_sync_batchnorm(host)
+    # A perturber's flow has its own backward pass inside the step and averages its gradients itself.
+    own = [name for name, _ in host.named_parameters() if name.startswith("perturb.")]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(host, own)
     wrapped, optimizer = fabric.setup(host, make_optimizer(host, recipe.optimization))
     wrapped.mark_forward_method("losses")
     wrapped.train()
@@ -258,6 +263,10 @@ class _Sums:
         return {k: float(v[0] / v[1]) if v[1] > 0 else float("nan") for k, v in named.items()}
 
 
+def _both(host: Any, score: Callable[[nn.Module], ev.Scores]) -> dict[str, ev.Scores]:
+    return {name: score(getattr(host, name)) for name in NETWORKS}
+
+
 def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.Scores]:
     """The recipe's evaluation protocol on the validation images."""
     e = recipe.evaluation
@@ -272,7 +281,7 @@ def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.
 
 
 def _finish(
-    record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], score: Callable[[nn.Module], ev.Scores]
+    record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores]
 ) -> None:
     """Export the teacher (and the perturber, DDFP's flow) and complete the record."""
     best = {}
@@ -282,7 +291,7 @@ def _finish(
     kept = ("teacher.model.", "perturb.")
     tensors = {k: v for k, v in host.state_dict().items() if k.startswith(kept) and isinstance(v, Tensor)}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
-    last = {name: vars(score(getattr(host, name))) for name in NETWORKS}
+    last = {name: vars(found) for name, found in scores.items()}
     record |= {
         "last": {**last, "epoch": rows[-1]["epoch"], "step": rows[-1]["step"]},
         "best": best,

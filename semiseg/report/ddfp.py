@@ -175,7 +175,7 @@ def density_plane(
     return figure
 
 
-def toy_flow(steps: int = 300, seed: int = 0) -> tuple[Tensor, Tensor, MixtureFlow]:
+def toy_flow(steps: int = 250, seed: int = 0) -> tuple[Tensor, Tensor, MixtureFlow]:
     """Two moons, half of them labeled by two points' neighborhoods, and a two-dimensional flow fitted to them."""
     from sklearn.datasets import make_moons
 
@@ -183,7 +183,7 @@ def toy_flow(steps: int = 300, seed: int = 0) -> tuple[Tensor, Tensor, MixtureFl
     v, labels = torch.tensor(x, dtype=torch.float), torch.tensor(y)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        flow = MixtureFlow(2, 2, blocks=6, hidden=64)
+        flow = MixtureFlow(2, 2, blocks=4, hidden=32)
         known = torch.rand(len(v)) < 0.1
         optimizer = torch.optim.Adam(flow.parameters(), 5e-3)
         for _ in range(steps):

@@ -83,6 +83,22 @@ def predictions(data: SegmentationData, ids: Sequence[str], networks: Mapping[st
     return figure
 
 
+def strip(data: SegmentationData, ids: Sequence[str], networks: Mapping[str, nn.Module]) -> Figure:
+    """One column per image: input, predictions, truth from top to bottom; for wide places."""
+    rows = ["input", *networks, "truth"]
+    figure, axes = plt.subplots(len(rows), len(ids), figsize=(len(ids), len(rows) * 1.02), squeeze=False)
+    for column, key in zip(axes.T, ids, strict=True):
+        mask = data.mask(key)
+        assert mask is not None
+        _show(column[0], data.image(key).movedim(0, -1).numpy())
+        for ax, network in zip(column[1:-1], networks.values(), strict=True):
+            _show(ax, colored(predict(network, data, key), data.palette))
+        _show(column[-1], colored(mask.long(), data.palette))
+    for ax, name in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(name, fontsize="small")
+    return figure
+
+
 def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
     """Validation mIoU of the run and its baselines, its loss terms, and its pseudo-labels, over epochs."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2))
