@@ -11,11 +11,11 @@ DEMO := runs/demo-ddfp.ipynb
 BUILD := _build
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test book lint lock bench pair clean
+.PHONY: help demo test book lint lock bench notebooks clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
@@ -65,8 +65,8 @@ bench: $(VENV)/.dev ## time the training steps, the flow and the loader; JSON in
 	@mkdir -p $(BUILD)
 	$(PY) tests/bench_spine.py --out $(BUILD)/bench.json
 
-pair: $(VENV)/.book ## bring each notebook and its script in step (the newer one wins)
-	$(PY) -m jupytext --sync notebooks/*.ipynb
+notebooks: $(VENV)/.book ## write the notebooks from their scripts, executed on the committed records
+	$(PY) .ci/execute.py
 
 clean: ## remove builds and caches; the environment and the runs stay
 	rm -rf $(BUILD) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

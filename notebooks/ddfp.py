@@ -27,16 +27,16 @@
 # ```
 
 # %% tags=["parameters"]
-split = "1_8"  # share of labeled images: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder in the layout of PASCAL VOC)
-scale = "tiny"  # smoke (seconds), tiny (minutes on two cores), paper (numbers of the paper, for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
+data = "digits"  # digits (embedded), or voc (a folder laid out like it)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
 seed = 0
-variant = "default"  # default, or DDFP as paper or official (the released code) have it
-root = ""  # voc: the folder with JPEGImages, SegmentationClass or SegmentationClassAug, ImageSets
-classes = ""  # voc: comma-separated names of the classes to keep, empty for all
-train_list = "train_aug"  # voc: name of the list of training images in ImageSets/Segmentation
-labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-weights = ""  # of the encoder: imagenet, or a file; empty for what the scale says
+variant = "default"  # or DDFP as paper, or as official (code) have it
+root = ""  # voc: the folder with JPEGImages, ImageSets, masks
+classes = ""  # voc: classes to keep, separated by commas; empty: all
+train_list = "train_aug"  # voc: the list of training images
+labeled_list = ""  # a list file, instead of the seeded partition
+weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
 # %% tags=["hide-input"]
@@ -146,17 +146,17 @@ fig = figures.toy_picture(points, moon, MixtureFlow(2, 2, blocks=4, hidden=32), 
 # perturbed, as in the paper. Numbers below are of the last epoch; the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-run = train_or_reuse(settings, images, partition, suffix="" if variant == "default" else variant, workers=workers)
+suffix = "" if variant == "default" else variant
+run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
 baselines = {r.record["recipe"]["method"]: r for r in comparable if r.record["recipe"]["method"] != "ddfp"}
 baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baselines]
 o = settings.optimization
-print(
-    f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps of {o.batch} labeled and "
-    f"{o.batch} unlabeled images, threshold {settings.consistency.tau}, epsilon {settings.ddfp.eps}"
-)
+print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
+print(f"{o.batch} labeled and {o.batch} unlabeled images per step")
+print(f"threshold {settings.consistency.tau}, epsilon {settings.ddfp.eps}")
 tables.headline(run)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ddfp-curves", "caption": "Left: validation mIoU of the teacher, with the baselines of the same seed and labeled images where they were run. Middle: the terms of the objective, with their weights. Right: share of pixels whose pseudo-label is kept, how often it is right (against masks that training never sees), and the share of kept pixels whose class the step changes."}}
@@ -196,7 +196,7 @@ fig = pictures.predictions(images, shown, networks | {"DDFP": host.teacher.model
 
 # %% tags=["hide-input"]
 sample = figures.sample(
-    host.teacher.model, host.perturb, images, images.val[:64], tau=settings.consistency.tau, per_class=120
+    host.teacher.model, host.perturb, images, images.val[:200], tau=settings.consistency.tau, per_class=120
 )
 by_class = sample.table(images.classes)
 fell = (sample.log_p_descended < sample.log_p).float().mean().item()

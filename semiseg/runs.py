@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
+LISTS = ("labeled.txt", "unlabeled.txt")
 LOCAL = "local"  # runs/local is not committed
 
 
@@ -134,12 +135,13 @@ def _cpu() -> str:
 
 
 def keep(folder: Path, root: Path, weights: bool = False) -> Path:
-    """Copy record and curve, and if asked for the exported weights, of a finished local run to its place in `root`."""
+    """Copy record, curve and lists, and if asked for the exported weights, of a finished local run to its place in `root`."""
     parts = Run.read(folder).folder.resolve().parts
     target = root.joinpath(*parts[-2:])
     target.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, METRICS, *([WEIGHTS] if weights else [])):
-        shutil.copyfile(folder / name, target / name)
+    for name in (RECORD, METRICS, *LISTS, *([WEIGHTS] if weights else [])):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
     return target
 
 

@@ -33,6 +33,7 @@ from .data.splits import Split, missing_classes, write_lists
 from .data.transforms import MEAN, STD
 from .recipes import Optimization, Recipe, differences
 from .runs import METRICS, RECORD, WEIGHTS, Run, environment, peak_memory, write_text
+from .statistics import EpochMean
 from .types import Step
 
 NETWORKS = ("student", "teacher")
@@ -154,7 +155,7 @@ def _fit(
     )  # fmt: skip
     score, scores = _scorer(recipe, data), dict[str, ev.Scores]()
     bar = tqdm(total=steps, initial=start, disable=not (progress and writes), file=sys.stdout, mininterval=2)
-    sums, began = _Sums(), time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    sums, began = EpochMean(), time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     for step, batch in enumerate(batches, start):
         t = step / steps
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -176,7 +177,7 @@ def _fit(
             scores = _both(host, score)
             row |= {f"miou_{name}": found.miou for name, found in scores.items()}
         rows.append({**row, "seconds": time.perf_counter() - began})
-        sums = _Sums()
+        sums = EpochMean()
         if writes:
             _save(fabric, part, host, optimizer, rows)
         fabric.barrier()
@@ -242,25 +243,6 @@ def _save(fabric: Fabric, part: Path, host: nn.Module, optimizer: Any, rows: lis
         rng["cuda"] = torch.cuda.get_rng_state(fabric.device)
     state = {"optimizer": optimizer.state_dict(), "rows": rows, "rng": rng}
     save_checkpoint(part, rows[-1]["step"], host, state)
-
-
-class _Sums:
-    """Losses and statistics of an epoch, summed where they were made."""
-
-    def __init__(self) -> None:
-        self.losses: dict[str, Tensor] = {}
-        self.pairs: dict[str, Tensor] = {}
-
-    def add(self, step: Step) -> None:
-        for name, value in step.losses.items():
-            pair = torch.stack((value.detach().float(), torch.ones_like(value, dtype=torch.float)))
-            self.losses[name] = self.losses.get(name, 0) + pair
-        for name, pair in step.statistics.items():
-            self.pairs[name] = self.pairs.get(name, 0) + pair.double()
-
-    def mean(self) -> dict[str, float]:
-        named = {f"loss_{k}": v for k, v in self.losses.items()} | self.pairs
-        return {k: float(v[0] / v[1]) if v[1] > 0 else float("nan") for k, v in named.items()}
 
 
 def _both(host: Any, score: Callable[[nn.Module], ev.Scores]) -> dict[str, ev.Scores]:

@@ -92,7 +92,7 @@ def test_per_class_shows_absent_classes_as_missing(root: Path) -> None:
     ddfp = Run.read(root / "local/digits-tiny/ddfp-1_8-seed0")
     frame = tables.per_class(ddfp, [Run.read(root / "digits-tiny/supervised-1_8-seed0")])
     assert list(frame.index) == ["background", "x", "y", "mean"]
-    assert frame["ddfp, teacher"]["mean"] == 70.0 and frame["supervised, teacher"]["background"] == 50.0
+    assert frame["DDFP, teacher"]["mean"] == 70.0 and frame["supervised, teacher"]["background"] == 50.0
     assert frame.loc["x"].isna().all()
     assert tables.headline(ddfp).loc["teacher"].tolist() == [70.0, 71.0, 8.0]
 

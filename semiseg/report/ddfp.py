@@ -43,7 +43,8 @@ class Sample:
         frame = pd.DataFrame(
             {
                 "class": [classes[k] for k in self.predicted.tolist()],
-                "before": self.log_p, "after": self.log_p_descended, "flipped": 100.0 * self.flipped.float(),
+                "before": self.log_p.double(), "after": self.log_p_descended.double(),
+                "flipped": 100.0 * self.flipped.double(),
             }
         )  # fmt: skip
         grouped = frame.groupby("class").agg(
@@ -158,12 +159,13 @@ def density_plane(
     x_axis = F.normalize(along, dim=0)
     y_axis = F.normalize((centers[2] - centers[0]) - ((centers[2] - centers[0]) @ x_axis) * x_axis, dim=0)
     plane = torch.stack((x_axis, y_axis), 1)
-    reach = 1.6 * ((centers - origin) @ plane).norm(dim=1).max().item()
+    reach = 1.3 * ((centers - origin) @ plane).norm(dim=1).max().item()
     axis = torch.linspace(-reach, reach, 80)
     grid = torch.cartesian_prod(axis, axis)
     figure, axes = plt.subplots(1, len(flows), figsize=(5 * len(flows), 4.2), squeeze=False, sharex=True, sharey=True)
     for ax, (title, flow) in zip(axes[0], flows.items(), strict=True):
         log_p = flow.log_prob(origin + grid @ plane.T).view(80, 80).T
+        log_p = log_p.clamp(min=log_p.max() - 200)  # the far tails would take all the colors
         drawn = ax.contourf(axis, axis, log_p, levels=18, cmap="viridis")
         figure.colorbar(drawn, ax=ax, label="log p(v), nats", shrink=0.85)
         for k, color in zip(corners, ("tomato", "white", "orange"), strict=True):

@@ -14,9 +14,12 @@ from .style import METHOD_TITLES
 
 def per_class(run: Run, baselines: Sequence[Run] = ()) -> pd.DataFrame:
     """IoU in percent per class: the run's student and teacher after the last epoch, and the baselines' teachers."""
-    columns = {f"{run.record['recipe']['method']}, {who}": run.record["last"][who] for who in ("student", "teacher")}
+    columns = {
+        f"{METHOD_TITLES[run.record['recipe']['method']]}, {who}": run.record["last"][who]
+        for who in ("student", "teacher")
+    }
     for other in baselines:
-        columns[f"{other.record['recipe']['method']}, teacher"] = other.record["last"]["teacher"]
+        columns[f"{METHOD_TITLES[other.record['recipe']['method']]}, teacher"] = other.record["last"]["teacher"]
     frame = pd.DataFrame({name: [*scores["iou"], scores["miou"]] for name, scores in columns.items()})
     frame.index = pd.Index([*run.record["data"]["classes"], "mean"], name="class")
     return (100 * frame.astype(float)).round(2)
