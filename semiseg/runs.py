@@ -135,7 +135,7 @@ def _cpu() -> str:
 
 
 def keep(folder: Path, root: Path, weights: bool = False) -> Path:
-    """Copy record, curve and lists, and if asked for the exported weights, of a finished local run to its place in `root`."""
+    """Copy record, curve, lists and, if asked for, exported weights of a finished run to its place in `root`."""
     parts = Run.read(folder).folder.resolve().parts
     target = root.joinpath(*parts[-2:])
     target.mkdir(parents=True, exist_ok=True)
