@@ -77,21 +77,21 @@ def train(
     with _claimed(folder.with_name(folder.name + ".partial")) as part:
         _same_run(part, record)
         write_text(part / "started.json", json.dumps(record, indent=1))
-        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
-        fabric = Fabric(
-            devices=devices, strategy=strategy, precision="bf16-mixed" if torch.cuda.is_available() else "32-true"
-        )
-        fabric.launch(partial(_fit, recipe, data, split, part, workers, progress, stop_after))
+        if not (part / RECORD).is_file():  # else it was done, but not yet moved
+            strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
+            precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
+            fabric = Fabric(devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+            fabric.launch(partial(_fit, recipe, data, split, part, workers, progress, stop_after))
         if not (part / RECORD).is_file():
             raise InterruptedError(f"paused after {stop_after} epochs; call train again to continue {folder}")
         write_lists(split, part)
         for old in checkpoints(part):
             shutil.rmtree(old)
-        (part / "started.json").unlink()
-        (part / "lock").unlink()
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
+        for name in ("started.json", "lock"):
+            (folder / name).unlink()
     return Run.read(folder)
 
 

@@ -128,6 +128,18 @@ def test_an_older_run_stays_until_the_new_one_is_done(tmp_path: Path) -> None:
     assert go(tmp_path / "run", smoke("supervised", seed=3)).record["recipe"]["seed"] == 3
 
 
+def test_a_run_interrupted_while_it_moves_is_not_trained_again(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", fail)
+        go(tmp_path / "run", smoke("supervised"))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("semiseg.train._fit", fail)
+    assert go(tmp_path / "run", smoke("supervised")).record["last"]["epoch"] == 4
+
+
 def test_bad_data_is_found_before_anything_is_written(tmp_path: Path) -> None:
     class Wrong(Blobs):
         def image(self, key: str) -> torch.Tensor:
