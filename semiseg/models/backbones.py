@@ -112,6 +112,8 @@ def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
     encoder = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     wanted = {k: v for k, v in net.state_dict().items() if not k.startswith(("fc.", "classifier."))}
+    counters = {k: v for k, v in wanted.items() if k.endswith(".num_batches_tracked")}  # absent in files of old
+    encoder = counters | encoder
     wrong = [k for k in wanted if k not in encoder or encoder[k].shape != wanted[k].shape]
     extra = [k for k in encoder if k not in wanted]
     if wrong or extra:

@@ -94,3 +94,21 @@ def gain_summary(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> pd.Da
             what = f"{METHOD_TITLES[method]} minus {METHOD_TITLES[baseline]}"
             rows.append([what, split, gains.mean(), gains.std(), gains.min(), len(gains)])
     return pd.DataFrame(rows, columns=["difference", "split", "mean", "s.d.", "smallest", "seeds"]).round(2)
+
+
+def with_counts(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run: method, seed, labeled and unlabeled images, steps, mIoU in percent (last and best epoch)."""
+    rows = [
+        {
+            "method": METHOD_TITLES[r.record["recipe"]["method"]],
+            "seed": r.record["recipe"]["seed"],
+            "labeled": r.record["split"]["labeled"],
+            "unlabeled": r.record["split"]["unlabeled"],
+            "steps": r.record["last"]["step"],
+            "mIoU, last epoch": 100 * r.miou,
+            "student": 100 * r.record["last"]["student"]["miou"],
+            "best on validation": 100 * r.record["best"]["teacher"]["miou"],
+        }
+        for r in runs
+    ]
+    return pd.DataFrame(rows).round(2).sort_values("mIoU, last epoch", ignore_index=True) if rows else pd.DataFrame()
