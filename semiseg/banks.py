@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
+
+from .types import IGNORE
 
 
 class ClassBank(nn.Module):
@@ -54,3 +58,36 @@ class ClassBank(nn.Module):
 def as_pixels(features: Tensor) -> Tensor:
     """(B, D, h, w) -> (B*h*w, D)."""
     return features.movedim(1, -1).flatten(0, -2)
+
+
+def take(maps: Tensor, pixels: Tensor) -> Tensor:
+    """Vectors (n, D) of maps (B, D, h, w) at pixels (n,) numbered as in `as_pixels`, without a copy of the maps."""
+    height, width = maps.shape[-2:]
+    place = pixels % (height * width)
+    return maps[pixels // (height * width), :, place // width, place % width]
+
+
+def some(items: Tensor, most: int) -> Tensor:
+    """At most so many of the items, drawn at random without replacement."""
+    return items if len(items) <= most else items[torch.randperm(len(items), device=items.device)[:most]]
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def from_everywhere(vectors: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """New vectors (n, width) and labels (n,) of all processes, in one order, so that every process keeps equal banks.
+
+    `most` bounds n in each process; the gap is filled with vectors labeled IGNORE, which `push` passes over.
+    """
+    if processes() == 1:
+        return vectors, labels
+    gap = most - len(vectors)
+    gathered = []
+    for mine in (F.pad(vectors, (0, 0, 0, gap)), F.pad(labels, (0, gap), value=IGNORE)):
+        parts = [torch.empty_like(mine) for _ in range(processes())]
+        dist.all_gather(parts, mine)
+        gathered.append(torch.cat(parts))
+    return gathered[0], gathered[1]
