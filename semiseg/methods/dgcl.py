@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..banks import ClassBank, from_everywhere, processes, some, take
+from ..banks import ClassBank, from_everywhere, largest, processes, some
 from ..hosts.mean_teacher import MeanTeacher
 from ..losses import info_nce
 from ..models.deeplabv3plus import DeepLabV3Plus
@@ -44,13 +44,10 @@ def density(unit: Tensor, neighbors: Tensor, scales: tuple[int, ...], own: bool 
     Returns:
         (n,), at most 1.
     """
-    total = len(neighbors) + own
-    sizes = [min(k, total) for k in scales]
-    place = torch.arange(max(sizes), device=unit.device)
-    share = sum((place < k) / k for k in sizes) / len(sizes)
-    assert isinstance(share, Tensor)
-    nearest = [(rows @ neighbors.T).topk(len(share) - own, dim=1).values for rows in unit.split(block)]
-    similar = torch.cat(nearest) @ share[int(own) :].to(unit.dtype)
+    sizes = [min(k, len(neighbors) + own) for k in scales]
+    share = unit.new_tensor([sum((place < k) / k for k in sizes) / len(sizes) for place in range(max(sizes))])
+    nearest = [largest(rows @ neighbors.T, len(share) - own)[0] for rows in unit.split(block)]
+    similar = torch.cat(nearest) @ share[int(own) :]
     return similar + share[0] if own else similar
 
 
@@ -67,7 +64,7 @@ class Seen(NamedTuple):
     """The N pixels of a step on the feature grid."""
 
     features: Tensor  # (N, D) without gradient
-    embedding: Tensor  # (B, E, h, w)
+    embedding: Tensor  # (N, E)
     labels: Tensor  # (N,), IGNORE where the pixel takes no part
     confidence: Tensor  # (N,) of the teacher; empty unless it is sampled by
 
@@ -86,7 +83,8 @@ class DensityContrast(nn.Module):
         tau, weight: temperature and factor of the loss.
         sampling: what anchors are low and keys high in (Table 6); "random": random anchors, center of all pixels.
         memory: measure density in, and take keys from, the bank as well (Table 5 V); False: the batch alone (IV).
-        exclude: classes that are never contrasted, but serve as negatives (released code on VOC: background).
+        exclude: classes that are not contrasted and have no memory, only serve as negatives (released code on VOC:
+            background, whose bank it fills but never reads).
         labels: filter of the unlabeled pixels; None: the pseudo-labels of self-training (paper).
         ready: a class takes part once its own bank, or "all" banks (released code), can measure density.
         center: mean of projections, stored ones included (released code); "fresh_projections": stored features are
@@ -146,9 +144,9 @@ class DensityContrast(nn.Module):
 
     def _see(self, labeled: View, unlabeled: View, t: float) -> Seen:
         students = [view.student for view in (labeled, unlabeled) if view.student is not None]
-        features = torch.cat([s.features.detach().movedim(1, -1) for s in students]).flatten(0, 2)
-        embedding = torch.cat([s.embedding for s in students]).float()
-        size = embedding.shape[-2:]
+        size = students[0].features.shape[-2:]
+        features = torch.cat([s.features.detach().movedim(1, -1) for s in students]).flatten(0, 2).float()
+        embedding = torch.cat([s.embedding.movedim(1, -1) for s in students]).flatten(0, 2).float()
         target, teacher = unlabeled.target, unlabeled.teacher
         valid = F.interpolate(target.denominator[:, None], size=tuple(size), mode="nearest")[:, 0] > 0
         if self.labels is not None:
@@ -163,7 +161,7 @@ class DensityContrast(nn.Module):
             logits = torch.cat([_at(view.teacher.logits, size) for view in (labeled, unlabeled) if view.teacher])
             confidence = logits.softmax(1).amax(1).flatten()
         labels = torch.cat((labeled.target.at(size), on_u)).flatten()
-        return Seen(features.float(), embedding, labels, confidence)
+        return Seen(features, embedding, labels, confidence)
 
     @torch.no_grad()
     def _choose_and_remember(self, seen: Seen) -> list[Choice]:
@@ -171,8 +169,8 @@ class DensityContrast(nn.Module):
         present = [k for k in seen.labels.unique().tolist() if k != IGNORE]
         choices, rows, owners = [], [seen.features.new_empty(0, self.columns)], [seen.labels[:0]]
         for k in present:
-            contrasted = k not in self.exclude and len(present) > 1 and self._is_ready(held, k)
-            if not (contrasted or held):
+            contrasted = len(present) > 1 and self._is_ready(held, k)
+            if k in self.exclude or not (contrasted or held):
                 continue
             mine = some((seen.labels == k).nonzero()[:, 0], self.pixels if contrasted else self.quota)
             unit = seen.features[mine]
@@ -183,7 +181,7 @@ class DensityContrast(nn.Module):
                 choices.append(self._choose(k, mine, score, seen))
             if held:
                 new = some(torch.arange(len(mine), device=mine.device), max(1, self.quota // processes()))
-                parts = (unit[new], length[new], take(seen.embedding, mine[new]), score[new, None])
+                parts = (unit[new], length[new], seen.embedding[mine[new]], score[new, None])
                 rows.append(torch.cat(parts, 1))
                 owners.append(seen.labels[mine[new]])
         self._log(choices, len([k for k in present if k not in self.exclude]))
@@ -195,7 +193,9 @@ class DensityContrast(nn.Module):
     def _is_ready(self, held: list[int], k: int) -> bool:
         if self.bank is None:
             return True
-        return held[k] > self.enough if self.ready == "class" else min(held) == self.bank.rows.shape[1]
+        if self.ready == "class":
+            return held[k] > self.enough
+        return all(n == self.bank.rows.shape[1] for other, n in enumerate(held) if other not in self.exclude)
 
     def _score(self, k: int, unit: Tensor, mine: Tensor, seen: Seen, measurable: bool) -> Tensor:
         """What the pixels of class k are ranked by: density, confidence, or 0 where there is nothing to rank by."""
@@ -227,7 +227,7 @@ class DensityContrast(nn.Module):
 
     def _center(self, keys: Tensor, stored: Tensor, seen: Seen) -> Tensor:
         """(E,) from pixels of the batch and vectors (m, D + E + 2) of the bank."""
-        fresh = take(seen.embedding, keys)
+        fresh = seen.embedding[keys]
         if self.project is None:
             return torch.cat((fresh, stored[:, self.width + 1 : -1])).mean(0)
         features = stored[:, : self.width] * stored[:, self.width, None]
@@ -238,11 +238,11 @@ class DensityContrast(nn.Module):
     def _loss(self, choices: list[Choice], embedding: Tensor) -> Tensor:
         if not choices:
             return embedding.sum() * 0
-        anchors = take(embedding, torch.cat([c.anchors for c in choices])).split([len(c.anchors) for c in choices])
+        anchors = embedding[torch.cat([c.anchors for c in choices])].split([len(c.anchors) for c in choices])
         per_anchor = self.negatives if self.negatives_of == "anchor" else None
         terms = [
             info_nce(
-                a, c.center[None], take(embedding.detach(), c.negatives), self.tau, cosine=self.cosine,
+                a, c.center[None], embedding.detach()[c.negatives], self.tau, cosine=self.cosine,
                 positive_in_denominator=self.positive_in_denominator, per_anchor=per_anchor, reduction=self.reduction,
             )
             for a, c in zip(anchors, choices, strict=True)
