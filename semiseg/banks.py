@@ -92,7 +92,7 @@ def largest(rows: Tensor, k: int, fold: int = 4) -> tuple[Tensor, Tensor]:
     Columns are folded into groups; the k largest values lie in the k groups with the largest maxima.
     """
     groups, m = rows.shape[1] // fold, rows.shape[1]
-    if groups < 3 * k:
+    if groups <= 3 * k:
         return rows.topk(k, dim=1)
     _, best = largest(rows[:, : groups * fold].unflatten(1, (fold, groups)).amax(1), k, fold)
     place = (best[:, None] + groups * torch.arange(fold, device=rows.device)[:, None]).flatten(1)
