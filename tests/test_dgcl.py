@@ -122,7 +122,7 @@ def test_density_is_stored_as_the_official_memory_does(n: int) -> None:
         new = int((steps[n]["label"] == k).sum())
         ours, theirs = c.bank.rows[k].roll(-start[k], 0)[:new, 13], steps[n]["bank_density"][k][:new]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-        assert (theirs != 0).all() == (n > 2), "0 while the bank holds at most 1,000"
+        assert (theirs != 0).any() == (n > 2), "0 while the bank holds at most 1,000"
 
 
 # --- density and its top-k ----------------------------------------------------------------
