@@ -138,7 +138,7 @@ def measure(variant: str, device: str, side: int, images: int, repeats: int, que
     torch.set_num_threads(1)
     torch.manual_seed(0)
     run = make(variant, device, side, images)
-    cuda = device == "cuda"
+    cuda, clock = device == "cuda", clock_of(device)
 
     def peak() -> float:
         if cuda:
@@ -151,12 +151,17 @@ def measure(variant: str, device: str, side: int, images: int, repeats: int, que
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without that of the preparation
     before, times, loss = peak(), [], 0.0
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock()
         loss = run()
         if cuda:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     queue.put({"seconds": statistics.median(times[1:]), "extra_mib": peak() - before, "loss": loss})
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Wall time on a GPU; on a CPU the time of this process, of one thread, so that a busy machine does not count."""
+    return time.perf_counter if device == "cuda" else time.process_time
 
 
 def _resident(field: str) -> float:
@@ -182,8 +187,7 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
     data = Digits()
     split, o = seeded_split(data.train, "1_8", 0), recipe("dgcl").optimization
     batches = list(training_batches(data, split, crop=o.crop, batch=o.batch, steps=30, seed=0, scale=o.resize))
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    hosts = {}
+    clock, hosts = clock_of(device), {}
     for method in (m for m in METHODS if m in ("mean_teacher", "dgcl")):
         torch.manual_seed(0)
         host = build(recipe(method), len(data.classes)).to(device).train()
