@@ -188,6 +188,8 @@ def test_unsupervised_loss_of_the_code_is_the_mean_over_kept_pixels_times_all_ov
     logits = torch.randn(2, K, 8, 8)
     kept = pixel_cross_entropy(logits, target, "kept")
     torch.testing.assert_close(pixel_cross_entropy(logits, target, "kept_scaled"), kept * 8 / 6)
+    padded = replace(target, denominator=target.weight)
+    torch.testing.assert_close(pixel_cross_entropy(logits, padded, "kept_scaled"), kept * 8 / 6)
     assert pixel_cross_entropy(logits, target.only(torch.zeros(2, 8, 8)), "kept_scaled") == 0
 
 
@@ -243,6 +245,11 @@ def test_edge_cases(memory: bool) -> None:
         loss.backward()
         assert loss.item() == 0
     assert before is None or torch.equal(c.bank.filled, before)
+
+
+def test_one_class_alone_is_finite_without_the_positive_in_the_denominator() -> None:
+    c = small(memory=False, positive_in_denominator=False)
+    assert c(*scene(torch.zeros(4, 8, 8, dtype=torch.long)), 0.5).item() == 0
 
 
 def test_first_step_with_empty_banks_and_without_memory() -> None:
@@ -440,10 +447,10 @@ def test_no_copy_of_a_bank_is_made() -> None:
 
 
 def test_the_quota_bounds_what_a_step_adds_and_the_bank_is_state() -> None:
-    c, other = small(), small()
-    c(*scene(), 0.5)
-    assert c.bank.filled.tolist() == [20] * K
-    c(*scene(seed=1), 0.5)
+    c, other = small(bank=90), small(bank=90)
+    for n in (1, 2, 3):
+        c(*scene(seed=n), 0.5)
+        assert c.bank.filled.tolist() == [20 * n] * K, "the quota, before the class is contrasted and after"
     other.load_state_dict(copy.deepcopy(c.state_dict()))
     torch.manual_seed(3)
     want = c(*scene(seed=2), 0.5)
