@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
+
+from .types import IGNORE
 
 
 class ClassBank(nn.Module):
@@ -54,3 +58,45 @@ class ClassBank(nn.Module):
 def as_pixels(features: Tensor) -> Tensor:
     """(B, D, h, w) -> (B*h*w, D)."""
     return features.movedim(1, -1).flatten(0, -2)
+
+
+def some(items: Tensor, most: int) -> Tensor:
+    """At most so many of the items, drawn at random without replacement."""
+    return items if len(items) <= most else items[torch.randperm(len(items), device=items.device)[:most]]
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def from_everywhere(vectors: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """New vectors (n, width) and labels (n,) of all processes, in one order, so that every process keeps equal banks.
+
+    `most` bounds n in each process; the gap is filled with vectors labeled IGNORE, which `push` passes over.
+    """
+    if processes() == 1:
+        return vectors, labels
+    gap = most - len(vectors)
+    gathered = []
+    for mine in (F.pad(vectors, (0, 0, 0, gap)), F.pad(labels, (0, gap), value=IGNORE)):
+        parts = [torch.empty_like(mine) for _ in range(processes())]
+        dist.all_gather(parts, mine)
+        gathered.append(torch.cat(parts))
+    return gathered[0], gathered[1]
+
+
+def largest(rows: Tensor, k: int, fold: int = 4) -> tuple[Tensor, Tensor]:
+    """`topk` along the rows of (n, m) by elimination, faster where m is large: values and places, (n, k) each.
+
+    Columns are folded into groups; the k largest values lie in the k groups with the largest maxima.
+    """
+    groups, m = rows.shape[1] // fold, rows.shape[1]
+    if groups <= 3 * k:
+        return rows.topk(k, dim=1)
+    _, best = largest(rows[:, : groups * fold].unflatten(1, (fold, groups)).amax(1), k, fold)
+    place = (best[:, None] + groups * torch.arange(fold, device=rows.device)[:, None]).flatten(1)
+    rest = torch.arange(groups * fold, m, device=rows.device).expand(len(rows), -1)
+    place = torch.cat((place, rest), 1)
+    values, chosen = rows.gather(1, place).topk(k, dim=1)
+    return values, place.gather(1, chosen)

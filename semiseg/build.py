@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ from .hosts.mean_teacher import MeanTeacher
 from .hosts.supervised import Supervised, labeled_cross_entropy
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
+from .methods.dgcl import DensityContrast
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
 from .recipes import Recipe
-from .seams import ConfidentLabels, CutMix
+from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import Output, Target
 
 
@@ -25,9 +27,11 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
     n = recipe.network
     backbone = make_backbone(n.backbone, n.output_stride, n.weights)
     second_bn = recipe.method == "ddfp" and recipe.ddfp.second_bn
+    embedding = recipe.dgcl.embedding if recipe.method == "dgcl" and recipe.dgcl.weight else 0
     return DeepLabV3Plus(
-        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout, second_bn=second_bn
-    )
+        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout, second_bn=second_bn,
+        embedding=embedding,
+    )  # fmt: skip
 
 
 def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
@@ -45,7 +49,7 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
         divisor=c.divisor,
         criterion=criterion,
         decay=0.0 if c.teacher == "self" else c.decay,
-        own_statistics=c.teacher == "self",
+        own_statistics=c.teacher != "ema",
         unlabeled_from=c.unlabeled_from_epoch / epochs,
     )
     match recipe.method:
@@ -58,6 +62,31 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
                 noise=d.noise, hidden=d.flow_hidden,
             )  # fmt: skip
             return host(perturb=step, perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
+        case "dgcl":
+            g, falling = recipe.dgcl, _falling(recipe)
+            auxiliary = _density_contrast(recipe, student, classes) if g.weight else None
+            return host(
+                label=falling(g.drop), auxiliary=auxiliary, unlabeled_weight=g.unlabeled_weight, color=g.color
+            )  # fmt: skip
+
+
+def _falling(recipe: Recipe) -> Callable[..., EntropyFilter]:
+    """DGCL's entropy filter but for its shares: how they fall over training."""
+    falls, warm_up, epochs = recipe.dgcl.drop_falls, recipe.consistency.unlabeled_from_epoch, recipe.optimization.epochs
+    start = 0.0 if falls == "steps" else warm_up / epochs
+    return partial(EntropyFilter, start=start, stages=epochs - warm_up if falls == "epochs" else None)
+
+
+def _density_contrast(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> DensityContrast:
+    g = recipe.dgcl
+    labels = None if g.contrast_drop is None else _falling(recipe)(g.contrast_drop[0], least=g.contrast_drop[1])
+    return DensityContrast(
+        classes, student.width, student.embedding, bank=g.bank, quota=g.quota, pixels=g.pixels, scales=g.scales,
+        anchors=g.anchors, keys=g.keys, negatives=g.negatives, tau=g.tau, weight=g.weight, sampling=g.sampling,
+        memory=g.memory, exclude=g.exclude, labels=labels, ready=g.ready, center=g.center,
+        negatives_of=g.negatives_of, cosine=g.cosine, positive_in_denominator=g.positive_in_denominator,
+        reduction=g.reduction, own_neighbor=g.own_neighbor, equal_when_few=g.equal_when_few, project=student.embed,
+    )  # fmt: skip
 
 
 def _ohem(output: Output, target: Target) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .types import Target
 
-Divisor = Literal["kept", "valid"]
+Divisor = Literal["kept", "valid", "kept_scaled"]
 
 
 def _ratio(total: Tensor, divisor: Tensor) -> Tensor:
@@ -24,15 +24,19 @@ def pixel_cross_entropy(logits: Tensor, target: Target, divisor: Divisor = "kept
     Args:
         logits: (B, K, H, W).
         target: labels, weights and denominators, (B, H, W) each (soft labels (B, K, H, W)).
-        divisor: "kept" divides by the sum of weights, the mean over supervised pixels (released code of DDFP, DGCL);
+        divisor: "kept" divides by the sum of weights, the mean over supervised pixels (released code of DDFP);
             "valid" divides by the sum of denominators, so that a rejected pixel still counts in the divisor
-            (DDFP Eq. 4 and 15, UniMatch, WPL).
+            (DDFP Eq. 4 and 15, UniMatch, WPL); "kept_scaled" is "kept" times all pixels over supervised ones (released
+            code of DGCL, after U2PL), so that the fewer are kept the more the term weighs.
 
     Returns:
         A scalar; 0 when no pixel is supervised.
     """
     ce = F.cross_entropy(logits.float(), target.label, reduction="none")
-    return _ratio((ce * target.weight).sum(), (target.weight if divisor == "kept" else target.denominator).sum())
+    total, kept = (ce * target.weight).sum(), target.weight.sum()
+    if divisor == "kept_scaled":
+        return _ratio(_ratio(total, kept) * target.weight.numel(), (target.weight > 0).sum())
+    return _ratio(total, kept if divisor == "kept" else target.denominator.sum())
 
 
 def ohem_cross_entropy(logits: Tensor, target: Target, threshold: float = 0.7, min_kept: int = 100_000) -> Tensor:
@@ -59,7 +63,10 @@ def ohem_cross_entropy(logits: Tensor, target: Target, threshold: float = 0.7, m
     return ce[keep].mean()
 
 
-def info_nce(anchor: Tensor, positive: Tensor, negative: Tensor, tau: float) -> Tensor:
+def info_nce(
+    anchor: Tensor, positive: Tensor, negative: Tensor, tau: float, *, cosine: bool = True,
+    positive_in_denominator: bool = True, per_anchor: int | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:  # fmt: skip
     """Contrast of each anchor with one positive and negatives, positive inside the denominator (van den Oord, 2018).
 
     Args:
@@ -67,13 +74,21 @@ def info_nce(anchor: Tensor, positive: Tensor, negative: Tensor, tau: float) -> 
         positive: (N, E), or (1, E) shared by all anchors.
         negative: (M, E) shared, or (N, M, E) for each anchor its own.
         tau: temperature > 0.
+        cosine: normalize; False: plain inner products (DGCL Eq. 13).
+        positive_in_denominator: False: the denominator holds negatives only (DGCL Eq. 13), which is not bounded by 0.
+        per_anchor: each anchor draws so many of the negatives; None: all.
+        reduction: over anchors.
 
     Returns:
-        The mean over anchors, a scalar; 0 without anchors.
+        A scalar; 0 without anchors.
     """
     if not len(anchor):
         return anchor.sum()
-    a, p, n = (F.normalize(v, dim=-1) for v in (anchor, positive, negative))
+    a, p, n = (F.normalize(v, dim=-1) if cosine else v for v in (anchor, positive, negative))
     against = a @ n.T if n.dim() == 2 else torch.einsum("ne,nme->nm", a, n)
-    logits = torch.cat(((a * p).sum(-1, keepdim=True), against), 1) / tau
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    if per_anchor is not None and per_anchor < against.shape[1]:
+        against = against.gather(1, torch.rand_like(against).topk(per_anchor, dim=1).indices)
+    with_positive = (a * p).sum(-1, keepdim=True)
+    every = torch.cat((with_positive, against), 1) if positive_in_denominator else against
+    terms = (every / tau).logsumexp(1) - with_positive[:, 0] / tau
+    return terms.mean() if reduction == "mean" else terms.sum()

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from .losses import Divisor
 from .models.backbones import BACKBONES
 
-Method = Literal["supervised", "mean_teacher", "ddfp"]
+Method = Literal["supervised", "mean_teacher", "ddfp", "dgcl"]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
@@ -87,13 +87,15 @@ class Consistency:
     decay: float = 0.999
     cutmix_p: float = 0.5
     cutmix_area: float = 0.5
-    divisor: Divisor = "kept"  # released code; "valid": Eq. 4
-    teacher: Literal["ema", "self"] = "ema"  # paper; "self": what the released code effectively does
+    divisor: Divisor = "kept"  # DDFP's released code; "valid": the papers; "kept_scaled": DGCL's released code
+    # "ema": the papers; "self": what DDFP's released code effectively does; "ema_train": DGCL's, parameters only and
+    # training mode, so that the batch normalizes itself
+    teacher: Literal["ema", "self", "ema_train"] = "ema"
     unlabeled_from_epoch: int = 1
 
     def __post_init__(self) -> None:
         one_of("divisor", self.divisor, get_args(Divisor))
-        one_of("teacher", self.teacher, ("ema", "self"))
+        one_of("teacher", self.teacher, ("ema", "self", "ema_train"))
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,56 @@ class DDFP:
     def __post_init__(self) -> None:
         one_of("tap", self.tap, ("decoder_input", "features"))
         one_of("sampling", self.sampling, ("uniform", "equal"))
+
+
+@dataclass(frozen=True)
+class DGCL:
+    """The density-guided contrast and its pseudo-labels.  Numbers of pixels are for 8 maps of 129 x 129 features.
+
+    Each default is the better founded reading; see `paper` and `official`.  weight=0 leaves out the contrast and its
+    head (Table 5, II); sampling="random" with memory=False is plain contrast (III), memory=False alone is (IV).
+    """
+
+    embedding: int = 256
+    weight: float = 0.5
+    unlabeled_weight: float = 0.5
+    color: bool = False  # CutMix alone, in paper and released code; True: on the color-jittered view
+    drop: float = 0.2  # share of uncertain pixels that get no pseudo-label at first
+    contrast_drop: tuple[float, float] | None = (0.8, 0.1)  # released code: first and least; None: as the pseudo-labels
+    drop_falls: Literal["steps", "epochs", "steps_after_warm_up"] = "steps_after_warm_up"  # paper; released code; ours
+    bank: int = 10_000
+    quota: int = 1_000
+    pixels: int = 10_000
+    scales: tuple[int, ...] = (8, 16, 32)
+    anchors: int = 200
+    keys: int = 50
+    negatives: int = 512
+    tau: float = 0.5
+    sampling: Literal["density", "confidence", "random"] = "density"
+    memory: bool = True
+    exclude: tuple[int, ...] = (0,)
+    ready: Literal["class", "all"] = "class"
+    center: Literal["projections", "fresh_projections", "features"] = "projections"
+    negatives_of: Literal["class", "anchor"] = "class"
+    cosine: bool = True
+    positive_in_denominator: bool = True
+    reduction: Literal["mean", "sum"] = "mean"
+    own_neighbor: bool = False
+    equal_when_few: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("drop_falls", self.drop_falls, ("steps", "epochs", "steps_after_warm_up"))
+        one_of("sampling", self.sampling, ("density", "confidence", "random"))
+        one_of("ready", self.ready, ("class", "all"))
+        one_of("center", self.center, ("projections", "fresh_projections", "features"))
+        one_of("negatives_of", self.negatives_of, ("class", "anchor"))
+        one_of("reduction", self.reduction, ("mean", "sum"))
+        positive(embedding=self.embedding, bank=self.bank, quota=self.quota, pixels=self.pixels, tau=self.tau)
+        positive(anchors=self.anchors, keys=self.keys, negatives=self.negatives, scales=min(self.scales, default=0))
+        if self.weight < 0 or self.unlabeled_weight < 0:
+            raise ValueError(f"weights must be >= 0, got {self.weight} and {self.unlabeled_weight}")
+        if self.sampling == "random" and self.memory:
+            raise ValueError("sampling='random' takes its center from the batch alone; it needs memory=False")
 
 
 @dataclass(frozen=True)
@@ -144,6 +196,7 @@ class Recipe:
     optimization: Optimization = field(default_factory=Optimization)
     consistency: Consistency = field(default_factory=Consistency)
     ddfp: DDFP = field(default_factory=DDFP)
+    dgcl: DGCL = field(default_factory=DGCL)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -162,6 +215,10 @@ class Recipe:
         used = asdict(self)
         if self.method != "ddfp":
             del used["ddfp"]
+        if self.method != "dgcl":
+            del used["dgcl"]
+        else:
+            del used["consistency"]["tau"]
         if self.method == "supervised":
             used["consistency"] = {"decay": self.consistency.decay}
         if self.network.weights is not None:
@@ -171,7 +228,13 @@ class Recipe:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
         """The recipe that `as_dict` wrote.  Raises ValueError for keys or values it cannot have."""
-        parts = {"network": Network, "optimization": Optimization, "consistency": Consistency, "ddfp": DDFP}
+        parts = {
+            "network": Network,
+            "optimization": Optimization,
+            "consistency": Consistency,
+            "ddfp": DDFP,
+            "dgcl": DGCL,
+        }
         parts["evaluation"] = Evaluation
         given = dict(values)
         try:
@@ -230,6 +293,17 @@ def _same_step(channels: int) -> float:
     return round(4 * (channels / 304) ** 0.5, 2)
 
 
+def _fewer_pixels(pixels: int, embedding: int) -> DGCL:
+    """DGCL's numbers of pixels for a step that shows fewer than the 8 x 129 x 129 of the released code on one GPU.
+
+    Each shrinks as the side of a square of that area: at 32 maps of 8 x 8 to an eighth.  The scales of the neighbor
+    graphs stay, so that Table 7 can be repeated with its own numbers.
+    """
+    side = (pixels / (8 * 129**2)) ** 0.5
+    counts = {"bank": 10_000, "quota": 1_000, "pixels": 10_000, "anchors": 200, "keys": 50, "negatives": 512}
+    return DGCL(embedding=embedding, **{name: round(number * side) for name, number in counts.items()})
+
+
 def _digits(base: Recipe) -> Recipe:
     """The embedded set; calibrated with supervised and mean_teacher only."""
     return replace(
@@ -247,6 +321,7 @@ def _digits(base: Recipe) -> Recipe:
         ),
         consistency=Consistency(tau=0.8, decay=0.99),
         ddfp=DDFP(eps=_same_step(64 + 16), flow_hidden=64),
+        dgcl=_fewer_pixels(2 * 16 * 8 * 8, embedding=64),
         evaluation=Evaluation("whole", 32),
     )
 
@@ -260,6 +335,7 @@ def _smoke(base: Recipe) -> Recipe:
         optimization=replace(tiny.optimization, crop=32, batch=4, epochs=4, epoch_steps=2),
         consistency=replace(tiny.consistency, tau=0.0),  # an untrained network is sure of nothing
         ddfp=replace(tiny.ddfp, flow_hidden=16),
+        dgcl=DGCL(embedding=16, bank=32, quota=8, pixels=64, scales=(2, 4), anchors=8, keys=4, negatives=16),
         evaluation=Evaluation("whole", 32, every=2),
     )
 
@@ -272,27 +348,43 @@ def _voc_tiny(base: Recipe) -> Recipe:
         optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=30, lr=5e-3, head_lr_factor=10.0),
         consistency=Consistency(tau=0.95, decay=0.99),
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
+        dgcl=_fewer_pixels(2 * 8 * 32 * 32, embedding=96),
         evaluation=Evaluation("whole", 224, every=5),
     )
 
 
 def _voc_paper(base: Recipe) -> Recipe:
-    """DDFP Sec. 4.1 for PASCAL VOC, classic and blended alike: they differ in the lists, not in the training."""
+    """Sec. 4.1 of DDFP for PASCAL VOC, and of DGCL, which agrees; classic and blended differ in lists alone."""
     return base
 
 
 def _cityscapes_paper(base: Recipe) -> Recipe:
-    """DDFP Sec. 4.1 for Cityscapes; OHEM is not in the paper, the released class has 0.7 and 100,000."""
-    return replace(
+    """DDFP Sec. 4.1 for Cityscapes; OHEM is not in the paper, the released class has 0.7 and 100,000.
+
+    DGCL: OHEM (Sec. 4.1); output stride, rates, ten epochs of labels alone and the window are the released code's.
+    """
+    city = replace(
         base,
         optimization=Optimization(769, batch=16, epochs=200, lr=1e-2, head_lr_factor=1.0),
         consistency=Consistency(tau=0.7),
         evaluation=Evaluation("sliding", 801, 534),
     )
+    if base.method != "dgcl":
+        return city
+    return replace(
+        city,
+        network=Network("resnet101", 8, rates=(12, 24, 36)),
+        optimization=replace(city.optimization, ohem=True),
+        consistency=Consistency(unlabeled_from_epoch=10),
+        dgcl=DGCL(exclude=()),
+        evaluation=Evaluation("sliding", 800, 533),
+    )
 
 
 def paper(base: Recipe) -> Recipe:
-    """DDFP read from the paper alone: every option where the text speaks."""
+    """DDFP or DGCL read from the paper alone: every option where the text speaks."""
+    if base.method == "dgcl":
+        return _dgcl_paper(base)
     options = replace(
         base.ddfp, tap="features", learn_means=False, second_bn=False, weights=(1.0, 0.5), sampling="equal", noise=0.0
     )
@@ -300,6 +392,33 @@ def paper(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """DDFP as the released code runs (Gavinwxy/DDFP @ 7956c72), its accidental `teacher="self"` included."""
+    """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL."""
+    if base.method == "dgcl":
+        return _dgcl_official(base)
     options = DDFP(eps=base.ddfp.eps, flow_hidden=base.ddfp.flow_hidden)
     return replace(base, ddfp=options, consistency=replace(base.consistency, divisor="kept", teacher="self"))
+
+
+def _dgcl_paper(base: Recipe) -> Recipe:
+    """256 anchors and 256 + 256 keys at 129 x 129, Eq. 13 as printed, one filter for pseudo-labels and contrast."""
+    usual = DGCL()
+    options = replace(
+        base.dgcl, weight=1.0, unlabeled_weight=1.0, contrast_drop=None, drop_falls="steps",
+        anchors=round(base.dgcl.anchors * 256 / usual.anchors), keys=round(base.dgcl.keys * 256 / usual.keys),
+        exclude=(), center="features", negatives_of="anchor", cosine=False, positive_in_denominator=False,
+        reduction="sum", own_neighbor=True,
+    )  # fmt: skip
+    return replace(base, dgcl=options, consistency=replace(base.consistency, divisor="valid"))
+
+
+def _dgcl_official(base: Recipe) -> Recipe:
+    """Gavinwxy/DGCL @ 5f41130: no contrast until every bank is full, and its weight once more over the processes.
+
+    The contrast is averaged over the processes twice, so its 0.5 acts as 0.125 on the 4 GPUs of PASCAL VOC and as
+    0.0625 on the 8 of Cityscapes.
+    """
+    gpus = 8 if base.data == "cityscapes" else 4
+    options = replace(base.dgcl, weight=0.5 / gpus, drop_falls="epochs", ready="all", equal_when_few=True)
+    return replace(
+        base, dgcl=options, consistency=replace(base.consistency, divisor="kept_scaled", teacher="ema_train")
+    )

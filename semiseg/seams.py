@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -26,6 +28,41 @@ class ConfidentLabels:
     def __call__(self, output: Output, valid: Tensor, t: float) -> Target:
         probability, label = output.logits.float().softmax(1).max(1)
         return Target(label, ((probability > self.tau) & valid).float(), valid.float())
+
+
+class EntropyFilter:
+    """Pseudo-labeler: the teacher's class, but for the most uncertain share of the batch (DGCL Eq. 4 to 6).
+
+    The share falls linearly from `drop` at `start` to 0 at the end, never below `least`.
+
+    Args:
+        drop: beta_0, share of valid pixels in [0, 1).
+        least: lower bound of the share.
+        start: t from which it falls.
+        stages: fall in that many equal stairs (released code: one per epoch); None: with every step.
+    """
+
+    def __init__(self, drop: float = 0.2, *, least: float = 0.0, start: float = 0.0, stages: int | None = None) -> None:
+        if not 0 <= least <= drop < 1 or not 0 <= start < 1:
+            raise ValueError(
+                f"EntropyFilter needs 0 <= least <= drop < 1 and start in [0, 1), got {least=}, {drop=}, {start=}"
+            )
+        self.drop, self.least, self.start, self.stages = drop, least, start, stages
+
+    def share(self, t: float) -> float:
+        """The share of pixels left out at t."""
+        progress = max(0.0, (t - self.start) / (1 - self.start))
+        if self.stages:
+            progress = math.floor(progress * self.stages + 1e-6) / self.stages
+        return max(self.drop * (1 - progress), self.least)
+
+    def __call__(self, output: Output, valid: Tensor, t: float) -> Target:
+        # max, not argmax: over channels it is four times as fast on a CPU
+        uncertainty, label = entropy(output.logits), output.logits.max(1).indices
+        if not valid.any():
+            return Target(label, torch.zeros_like(uncertainty), valid.float())
+        limit = torch.quantile(uncertainty[valid], 1 - self.share(t))
+        return Target(label, ((uncertainty < limit) & valid).float(), valid.float())
 
 
 class UniformWeight(nn.Module):

@@ -10,9 +10,11 @@ from semiseg.types import IGNORE, Batch
 K, B, S, D = 4, 3, 32, 16
 
 
-def student(second_bn: bool = False, dropout: float = 0.1) -> DeepLabV3Plus:
+def student(second_bn: bool = False, dropout: float = 0.1, embedding: int = 0) -> DeepLabV3Plus:
     net = make_backbone("tiny")
-    return DeepLabV3Plus(net, K, width=D, low_width=8, rates=(1, 2), second_bn=second_bn, dropout=dropout)
+    return DeepLabV3Plus(
+        net, K, width=D, low_width=8, rates=(1, 2), embedding=embedding, second_bn=second_bn, dropout=dropout
+    )
 
 
 def batch(seed: int = 0, labeled: int = B) -> Batch:

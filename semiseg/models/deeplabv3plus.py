@@ -65,7 +65,7 @@ class DeepLabV3Plus(nn.Module):
         )  # fmt: skip
         self.classify = nn.Conv2d(width, classes, 1)
         self.project = nn.Sequential(*_block(width, width, 1), nn.Conv2d(width, embedding, 1)) if embedding else None
-        self.width, self.decoder_width = width, low_width + width
+        self.width, self.decoder_width, self.embedding = width, low_width + width, embedding
 
     def trunk(self, x: Tensor, drop: float = 0.0) -> tuple[Tensor, Tensor]:
         """x (B, 3, H, W) -> z (B, C, h, w) at stride 4 and deep features (B, L, h', w').
@@ -82,6 +82,16 @@ class DeepLabV3Plus(nn.Module):
         logits = _resize(self.classify(features), size)
         embedding = features[:, :0] if self.project is None else self.project(features)
         return Output(logits, features, embedding, deep)
+
+    @torch.no_grad()
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Features (n, D) -> their projections (n, E) by running statistics, without gradient."""
+        if self.project is None:
+            raise ValueError("this network has no projection head; make it with embedding > 0")
+        was_training = self.project.training
+        embedding = self.project.eval()(vectors[:, :, None, None])[:, :, 0, 0]
+        self.project.train(was_training)
+        return embedding
 
     def read(self, z: Tensor, deep: Tensor, size: tuple[int, int] | torch.Size) -> Output:
         """Decoder input z (B, C, h, w) -> Output."""

@@ -8,8 +8,8 @@ import plotly.io as pio
 import seaborn as sns
 
 _PALETTE = sns.color_palette("deep").as_hex()
-METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0], "ddfp": _PALETTE[3]}
-METHOD_TITLES = {"supervised": "supervised", "mean_teacher": "mean teacher", "ddfp": "DDFP"}
+METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0], "ddfp": _PALETTE[3], "dgcl": _PALETTE[2]}
+METHOD_TITLES = {"supervised": "supervised", "mean_teacher": "mean teacher", "ddfp": "DDFP", "dgcl": "DGCL"}
 
 
 def use_style() -> None:
