@@ -50,7 +50,31 @@ class ClassBank(nn.Module):
             self.head[k] = (self.head[k] + len(new)) % size
             self.filled[k] = (self.filled[k] + len(new)).clamp(max=size)
 
+    @torch.no_grad()
+    def append(self, vectors: Tensor, labels: Tensor) -> None:
+        """Replace the oldest entries of each class by all new ones, in their order, without a loop over classes.
+
+        Args:
+            vectors: (N, width); of more than `size` vectors of a class the last ones stay.
+            labels: (N,) long in 0..K-1.
+        """
+        size = self.rows.shape[1]
+        labels, order = labels.sort(stable=True)
+        new = torch.bincount(labels, minlength=len(self.rows))
+        rank = torch.arange(len(labels), device=labels.device) - (new.cumsum(0) - new)[labels]
+        newest = rank >= new[labels] - size
+        slots = (self.head[labels] + rank) % size
+        self.rows[labels[newest], slots[newest]] = vectors[order][newest].to(self.rows)
+        self.head.add_(new).remainder_(size)
+        self.filled.add_(new).clamp_(max=size)
+
 
 def as_pixels(features: Tensor) -> Tensor:
     """(B, D, h, w) -> (B*h*w, D)."""
     return features.movedim(1, -1).flatten(0, -2)
+
+
+def pixels_at(features: Tensor, index: Tensor) -> Tensor:
+    """Some rows (n, D) of `as_pixels`, without a copy of the map (B, D, h, w); index (n,) long."""
+    h, w = features.shape[-2:]
+    return features[index // (h * w), :, index // w % h, index % w]

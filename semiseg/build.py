@@ -10,9 +10,11 @@ from .hosts.mean_teacher import MeanTeacher
 from .hosts.supervised import Supervised, labeled_cross_entropy
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
+from .methods.esl import DynamicLabels, PixelToPart
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
-from .recipes import Recipe
+from .parts import Parts
+from .recipes import ESL, Recipe
 from .seams import ConfidentLabels, CutMix
 from .types import Host, Output, Target
 
@@ -22,9 +24,11 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
     n = recipe.network
     backbone = make_backbone(n.backbone, n.output_stride, n.weights)
     second_bn = recipe.method == "ddfp" and recipe.ddfp.second_bn
+    embedding = recipe.esl.embedding if recipe.method == "esl" and recipe.esl.parts else 0
     return DeepLabV3Plus(
-        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout, second_bn=second_bn
-    )
+        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout,
+        second_bn=second_bn, embedding=embedding,
+    )  # fmt: skip
 
 
 def build(recipe: Recipe, classes: int) -> Host:
@@ -55,6 +59,21 @@ def build(recipe: Recipe, classes: int) -> Host:
                 noise=d.noise, hidden=d.flow_hidden,
             )  # fmt: skip
             return host(perturb=step, perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
+        case "esl":
+            label = DynamicLabels(recipe.esl.eta, recipe.esl.label)
+            contrast = _pixel_to_part(recipe.esl, student, classes)
+            return host(label=label, unlabeled_weight=recipe.esl.unlabeled_weight, auxiliary=contrast)
+
+
+def _pixel_to_part(e: ESL, student: DeepLabV3Plus, classes: int) -> PixelToPart | None:
+    if e.parts == 0:
+        return None
+    deep = student.backbone.deep_channels
+    return PixelToPart(
+        classes, e.embedding, Parts(classes, e.parts, deep, momentum=e.momentum, collect_steps=e.collect_steps),
+        queue=e.queue, temperature=e.temperature, negatives=e.negatives, draw=e.draw, share=e.share,
+        max_anchors=e.max_anchors, sure=e.sure, divisor=e.divisor, weight=e.contrast_weight,
+    )  # fmt: skip
 
 
 def _ohem(output: Output, target: Target) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from .losses import Divisor
 from .models.backbones import BACKBONES
 
-Method = Literal["supervised", "mean_teacher", "ddfp"]
+Method = Literal["supervised", "mean_teacher", "ddfp", "esl"]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
@@ -114,6 +114,45 @@ class DDFP:
 
 
 @dataclass(frozen=True)
+class ESL:
+    """The dynamic soft label and the pixel-to-part contrast; Tables 2 to 4 vary `label`, `eta` and `parts`.
+
+    Shares, probabilities, temperatures and momenta are the paper's at every scale.  The number of steps that gather
+    features for K-means is one pass over the labeled images of the full partition, and the projection is twice as
+    wide as the decoder's features, as the paper's 512 to 256.
+    """
+
+    label: Literal["dynamic", "top", "hard"] = "dynamic"  # "top" keeps 5
+    eta: float = 0.95
+    parts: int = 5  # K of the paper; 0: no contrast
+    embedding: int = 512
+    queue: int = 128  # not in the paper
+    negatives: int = 255
+    draw: Literal["entries", "queues"] = "entries"
+    temperature: float = 0.5
+    share: float = 0.1
+    max_anchors: int | None = 1024  # of a class; None: the paper
+    sure: float = 0.95
+    momentum: float = 0.99
+    divisor: Literal["classes", "present"] = "classes"
+    unlabeled_weight: float = 0.2
+    contrast_weight: float = 0.1
+    collect_steps: int = 183
+
+    def __post_init__(self) -> None:
+        one_of("label", self.label, ("dynamic", "top", "hard"))
+        one_of("draw", self.draw, ("entries", "queues"))
+        one_of("divisor", self.divisor, ("classes", "present"))
+        if not 0 < self.eta <= 1 or not 0 < self.share <= 1 or self.parts < 0:
+            given = f"eta={self.eta}, share={self.share}, parts={self.parts}"
+            raise ValueError(f"ESL needs 0 < eta <= 1, 0 < share <= 1 and parts >= 0, got {given}")
+        positive(
+            embedding=self.embedding, queue=self.queue, negatives=self.negatives, temperature=self.temperature,
+            collect_steps=self.collect_steps,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How the validation set is scored, and how often."""
 
@@ -142,6 +181,7 @@ class Recipe:
     optimization: Optimization = field(default_factory=Optimization)
     consistency: Consistency = field(default_factory=Consistency)
     ddfp: DDFP = field(default_factory=DDFP)
+    esl: ESL = field(default_factory=ESL)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -160,6 +200,10 @@ class Recipe:
         used = asdict(self)
         if self.method != "ddfp":
             del used["ddfp"]
+        if self.method == "esl":
+            del used["consistency"]["tau"]
+        else:
+            del used["esl"]
         if self.method == "supervised":
             used["consistency"] = {"decay": self.consistency.decay}
         return json.loads(json.dumps(used))
@@ -205,7 +249,8 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
         "cityscapes": {"paper": _cityscapes_paper},
     }[data]
     one_of(f"scale for data={data}", scale, tuple(makers))
-    return makers[scale](Recipe(method, data, split, scale, seed))
+    made = makers[scale](Recipe(method, data, split, scale, seed))
+    return _esl(made) if method == "esl" else made
 
 
 def _same_step(channels: int) -> float:
@@ -230,6 +275,7 @@ def _digits(base: Recipe) -> Recipe:
         ),
         consistency=Consistency(tau=0.8, decay=0.99),
         ddfp=DDFP(eps=_same_step(64 + 16), flow_hidden=64),
+        esl=ESL(embedding=2 * 64, collect_steps=1024 // 16),
         evaluation=Evaluation("whole", 32),
     )
 
@@ -243,6 +289,7 @@ def _smoke(base: Recipe) -> Recipe:
         optimization=replace(tiny.optimization, crop=32, batch=4, epochs=4, epoch_steps=2),
         consistency=replace(tiny.consistency, tau=0.0),  # an untrained network is sure of nothing
         ddfp=replace(tiny.ddfp, flow_hidden=16),
+        esl=replace(tiny.esl, embedding=2 * 16, sure=0.0, collect_steps=1),
         evaluation=Evaluation("whole", 32, every=2),
     )
 
@@ -255,6 +302,7 @@ def _voc_tiny(base: Recipe) -> Recipe:
         optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=60, lr=5e-3, head_lr_factor=10.0),
         consistency=Consistency(tau=0.95, decay=0.99),
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
+        esl=ESL(embedding=2 * 96, collect_steps=60),
         evaluation=Evaluation("whole", 224, every=5),
     )
 
@@ -271,6 +319,26 @@ def _cityscapes_paper(base: Recipe) -> Recipe:
         optimization=Optimization(769, batch=16, epochs=200, lr=1e-2, head_lr_factor=1.0),
         consistency=Consistency(tau=0.7),
         evaluation=Evaluation("sliding", 801, 534),
+    )
+
+
+def _esl(base: Recipe) -> Recipe:
+    """Where ESL trains otherwise than DDFP: every batch is mixed, and at paper scale its Sec. 4.1.
+
+    Output stride, decay and sliding step are not in the paper; they are those of U2PL, whose settings it shares.
+    """
+    consistency = replace(base.consistency, cutmix_p=1.0, decay=0.99)
+    if base.scale != "paper":
+        return replace(base, consistency=consistency)
+    optimization = replace(base.optimization, batch=8, head_lr_factor=10.0)
+    base = replace(base, network=replace(base.network, output_stride=8))
+    if base.data != "cityscapes":
+        return replace(base, optimization=optimization, consistency=consistency)
+    return replace(
+        base,
+        optimization=replace(optimization, weight_decay=5e-4, ohem=True),
+        consistency=replace(consistency, unlabeled_from_epoch=0),
+        evaluation=Evaluation("sliding", 769, 513),
     )
 
 

@@ -273,12 +273,12 @@ def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.
 def _finish(
     record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], score: Callable[[nn.Module], ev.Scores]
 ) -> None:
-    """Export the teacher (and the perturber, DDFP's flow) and complete the record."""
+    """Export the teacher (and the perturber, DDFP's flow; the prototypes of ESL) and complete the record."""
     best = {}
     for name in NETWORKS:
         row = max((r for r in rows if f"miou_{name}" in r), key=lambda r: r[f"miou_{name}"])
         best[name] = {"epoch": row["epoch"], "miou": row[f"miou_{name}"]}
-    kept = ("teacher.model.", "perturb.")
+    kept = ("teacher.model.", "perturb.", "auxiliary.parts.")
     tensors = {k: v for k, v in host.state_dict().items() if k.startswith(kept) and isinstance(v, Tensor)}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
     last = {name: vars(score(getattr(host, name))) for name in NETWORKS}

@@ -184,7 +184,10 @@ class FeaturePerturber(Protocol):
 
 
 class AuxiliaryLoss(Protocol):
-    """A scalar loss on the labeled view and, as `on` says, on the weak or the mixed one."""
+    """A scalar loss on the labeled view and, as `on` says, on the weak or the mixed one.
+
+    What it wants logged it leaves in an attribute `statistics`, as in `Step`, of its last call.
+    """
 
     on: Literal["weak", "mixed"]
 

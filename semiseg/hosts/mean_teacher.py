@@ -119,6 +119,7 @@ class MeanTeacher(nn.Module):
         # 5. relations between pixels
         if self.auxiliary is not None:
             losses["auxiliary"] = self.auxiliary(labeled, weak.seen_by(output.rows(m)) if reads_weak else mixed, t)
+            statistics |= getattr(self.auxiliary, "statistics", {})
         return Step(losses, statistics)
 
     def _perturbed(self, z: Tensor, clean: Output, target: Target) -> Output:
