@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semiseg.banks import ClassBank, as_pixels
+from semiseg.banks import ClassBank, as_pixels, pixels_at
 
 
 def test_oldest_entries_leave_first() -> None:
@@ -46,3 +46,21 @@ def test_sizes_must_be_positive() -> None:
 def test_as_pixels_keeps_order() -> None:
     x = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
     assert torch.equal(as_pixels(x)[1 * 20 + 2 * 5 + 3], x[1, :, 2, 3])
+
+
+def test_append_wraps_around_in_order_and_leaves_other_classes_alone() -> None:
+    bank = ClassBank(3, 3, 1)
+    bank.append(torch.tensor([[1.0], [2], [10]]), torch.tensor([0, 0, 2]))
+    bank.append(torch.tensor([[3.0], [4]]), torch.tensor([0, 0]))
+    assert bank.rows[..., 0].tolist() == [[4, 2, 3], [0, 0, 0], [10, 0, 0]]
+    assert bank.filled.tolist() == [3, 0, 1] and bank.head.tolist() == [1, 0, 1]
+    bank.append(torch.arange(20.0, 25)[:, None], torch.tensor([0, 0, 0, 0, 1]))
+    assert sorted(bank[0].flatten().tolist()) == [21, 22, 23], "of more than the size the newest"
+    assert bank[1].tolist() == [[24]]
+    bank.append(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long))
+    assert bank.filled.tolist() == [3, 1, 1]
+
+
+def test_pixels_at_are_rows_of_as_pixels() -> None:
+    x, index = torch.randn(2, 3, 4, 5), torch.tensor([0, 39, 7, 21])
+    assert torch.equal(pixels_at(x, index), as_pixels(x)[index])
