@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+Draw = Literal["entries", "classes"]
 
 
 class ClassBank(nn.Module):
@@ -67,6 +71,36 @@ class ClassBank(nn.Module):
         self.rows[labels[newest], slots[newest]] = vectors[order][newest].to(self.rows)
         self.head.add_(new).remainder_(size)
         self.filled.add_(new).clamp_(max=size)
+
+    @torch.no_grad()
+    def draw(self, labels: Tensor, others: int, uniform: Draw = "entries") -> Tensor:
+        """Random places of one entry of the own class and of entries of other classes, with replacement.
+
+        Args:
+            labels: (n,) long; these classes, and at least one other than each, must hold something.
+            others: how many to draw from other classes.
+            uniform: "entries": each entry held is equally likely; "classes": each class that holds any is.
+
+        Returns:
+            (n, 1 + others) long, indices into `rows.flatten(0, 1)`.
+        """
+        size, n = self.rows.shape[1], (len(labels), others)
+        starts, ends, mine = self.filled.cumsum(0) - self.filled, self.filled.cumsum(0), self.filled[labels][:, None]
+        own = labels[:, None] * size + _below(mine)
+        if uniform == "classes":
+            held = self.filled.nonzero()[:, 0]
+            r = _below(self.filled.new_full(n, len(held) - 1))
+            k = held[r + (r >= torch.searchsorted(held, labels)[:, None])]
+            return torch.cat((own, k * size + _below(self.filled[k])), 1)
+        r = _below((ends[-1] - mine).expand(n))  # counts entries; those of the own class are skipped
+        r += torch.where(r >= starts[labels][:, None], mine, 0)
+        k = torch.searchsorted(ends, r, right=True)
+        return torch.cat((own, k * size + r - starts[k]), 1)
+
+
+def _below(limit: Tensor) -> Tensor:
+    """Uniform integers in 0..limit - 1; limit long, of any shape."""
+    return (torch.rand(limit.shape, device=limit.device) * limit).long().minimum(limit - 1)
 
 
 def as_pixels(features: Tensor) -> Tensor:

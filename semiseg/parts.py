@@ -118,7 +118,7 @@ class Parts(nn.Module):
         """The part of every class that a feature would belong to: (B, L, h, w) -> (B, K, h, w) long in 0..P-1."""
         unit = F.normalize(self.prototypes, dim=-1).flatten(0, 1)[:, :, None, None]
         cosine = F.conv2d(deep.to(unit), unit).unflatten(1, self.active.shape)  # up to the norm, which orders nothing
-        return cosine.masked_fill(~self.active[:, :, None, None], -torch.inf).argmax(2)
+        return cosine.masked_fill(~self.active[:, :, None, None], -torch.inf).max(2).indices
 
     @torch.no_grad()
     def assign(self, nearest: Tensor, label: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class ESL:
     embedding: int = 512
     queue: int = 128  # not in the paper
     negatives: int = 255
-    draw: Literal["entries", "queues"] = "entries"
+    draw: Literal["entries", "classes"] = "entries"  # "classes": parts with few vectors count as much
     temperature: float = 0.5
     share: float = 0.1
     max_anchors: int | None = 1024  # of a class; None: the paper
@@ -141,7 +141,7 @@ class ESL:
 
     def __post_init__(self) -> None:
         one_of("label", self.label, ("dynamic", "top", "hard"))
-        one_of("draw", self.draw, ("entries", "queues"))
+        one_of("draw", self.draw, ("entries", "classes"))
         one_of("divisor", self.divisor, ("classes", "present"))
         if not 0 < self.eta <= 1 or not 0 < self.share <= 1 or self.parts < 0:
             given = f"eta={self.eta}, share={self.share}, parts={self.parts}"

@@ -21,20 +21,22 @@ def pseudo_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]
         hidden: (B, H, W) long, the masks training never sees, IGNORE where unknown.
     """
     kept, known = target.weight > 0, hidden != IGNORE
-    right = target.hard == hidden
+    hard = target.hard
+    right = hard == hidden
     found = {
         "kept": share(kept, target.denominator > 0),
         "pseudo_label_accuracy": share(right, kept & known),
         "teacher_accuracy": share(right, known & (target.denominator > 0)),
     }
-    return found | soft_label_statistics(target, hidden) if target.label.dim() == 4 else found
+    return found | soft_label_statistics(target, hard, hidden) if target.label.dim() == 4 else found
 
 
-def soft_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
+def soft_label_statistics(target: Target, hard: Tensor, hidden: Tensor) -> dict[str, Tensor]:
     """How many classes a soft label keeps, whether the truth is among them, and how the classes share the pixels.
 
     Args:
         target: soft pseudo-labels (B, K, H, W); a class is dominant where its share is > 0.
+        hard: (B, H, W) long, their likeliest classes.
         hidden: (B, H, W) long, IGNORE where unknown.
 
     Returns:
@@ -45,7 +47,7 @@ def soft_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
     """
     kept, classes = target.weight > 0, target.label.shape[1]
     judged = kept & (hidden != IGNORE)
-    truth, hard, number = torch.where(judged, hidden, 0), target.hard, (target.label > 0).sum(1)
+    truth, number = torch.where(judged, hidden, 0), (target.label > 0).sum(1)
     on_truth = target.label.gather(1, truth[:, None])[:, 0]
     found = {
         "dominant": torch.stack(((number * kept).sum(), kept.sum())).float(),

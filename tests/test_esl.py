@@ -58,7 +58,7 @@ def test_parts_are_assigned_by_cosine_within_the_class() -> None:
     assert (p.assign(p.nearest(scene(label).teacher.deep), label)[0, 7] == 6).all(), "an inactive part gets no pixel"
     p.active[3] = False
     assert (p.assign(p.nearest(scene(label).teacher.deep), label)[0, 7] == -1).all(), "nor a class without parts"
-    p.prototypes[0] *= 1000
+    p.prototypes[0, 0] = torch.tensor([1000.0, 500, 0, 0, 0])
     assert p.assign(p.nearest(scene(label).teacher.deep), label)[0, 1].tolist() == [0] * 4 + [1] * 4, "lengths are moot"
 
 
@@ -72,25 +72,6 @@ def test_one_mean_per_image_and_part_is_remembered() -> None:
     assert c.statistics["part_size"].tolist() == [2 * 64, 8]
 
 
-@pytest.mark.parametrize("draw", ["entries", "queues"])
-def test_positives_are_from_the_own_queue_negatives_from_every_other(draw: str) -> None:
-    c = contrast(draw=draw, queue=4, negatives=3000)
-    c.bank.filled.copy_(torch.tensor([1, 4, 0, 0, 2, 0, 0, 3]))
-    part = torch.tensor([1, 0, 7, 4])
-    slots = c.draw_slots(part)
-    queue, slot = slots // 4, slots % 4
-    assert torch.equal(queue[:, 0], part)
-    assert (slot < c.bank.filled[queue]).all(), "never an empty slot"
-    for own, others in zip(part, queue[:, 1:], strict=True):
-        counts = torch.bincount(others, minlength=8).float()
-        want = c.bank.filled.float() if draw == "entries" else (c.bank.filled > 0).float()
-        want[own] = 0
-        assert counts[own] == 0
-        torch.testing.assert_close(counts / 3000, want / want.sum(), atol=0.04, rtol=0)
-    many = c.draw_slots(torch.full((500,), 1))[:, 0] % 4
-    assert many.unique().tolist() == [0, 1, 2, 3], "any entry of the own queue may be the positive"
-
-
 def test_the_full_product_equals_gathered_negatives() -> None:
     c, anchors = contrast(negatives=9), F.normalize(torch.randn(5, E), dim=1)
     c.bank.append(F.normalize(torch.randn(40, E), dim=1), torch.arange(40) % 8)
@@ -98,7 +79,7 @@ def test_the_full_product_equals_gathered_negatives() -> None:
     torch.manual_seed(3)
     each = c._block(anchors, part)
     torch.manual_seed(3)
-    slots = c.draw_slots(part)
+    slots = c.bank.draw(part, 9)
     rows = c.bank.rows.flatten(0, 1)[slots]
     torch.testing.assert_close(each.mean(), info_nce(anchors, rows[:, 0], rows[:, 1:], c.temperature))
 
@@ -117,29 +98,29 @@ def test_identical_features_cost_ln_256_per_class_present() -> None:
 
 
 def test_loss_by_hand_with_orthogonal_parts() -> None:
-    """Anchors equal to their own part's vector, orthogonal to all others: -ln(e^2 / (e^2 + 255))."""
-    c, view = contrast(), scene(plane(0, 3))
-    part = c.parts.assign(c.parts.nearest(view.teacher.deep), plane(0, 3))
-    axis = torch.tensor([0, 1, -1, -1, -1, -1, 2, 3])[part]
-    directions = F.one_hot(axis, E).movedim(-1, 1).float()
-    view.teacher.embedding.copy_(5 * directions)
-    with torch.no_grad():
-        view.student.embedding.copy_(directions)
-    got = c(view, scene(plane(IGNORE)), 0.5)
+    """Anchors along their own part's vector, orthogonal to all others: -ln(e^2 / (e^2 + 255)), in both halves."""
+    c, views = contrast(), (scene(plane(0, 3)), scene(plane(3, 3, 3, 0), seed=1))
+    for view in views:
+        part = c.parts.assign(c.parts.nearest(view.teacher.deep), view.target.label)
+        axis = torch.tensor([0, 1, -1, -1, -1, -1, 2, 3])[part]
+        directions = F.one_hot(axis, E).movedim(-1, 1).float()
+        view.teacher.embedding.copy_(5 * directions)
+        with torch.no_grad():
+            view.student.embedding.copy_(7 * directions)
+    got = c(*views, 0.5)
     assert got.item() == pytest.approx(2 / K * (math.log(math.exp(2) + 255) - 2), rel=1e-5)
-    assert contrast(temperature=1.0)(view, scene(plane(IGNORE)), 0.5).item() == pytest.approx(
-        2 / K * (math.log(math.e + 255) - 1), rel=1e-5
-    )
-    assert c.statistics["cosine_positive"].tolist() == [64, 64] and c.statistics["cosine_negative"][0] == 0
+    warm = contrast(temperature=1.0)(*views, 0.5)
+    assert warm.item() == pytest.approx(2 / K * (math.log(math.e + 255) - 1), rel=1e-5)
+    assert c.statistics["cosine_positive"].tolist() == [128, 128] and c.statistics["cosine_negative"][0] == 0
     hits, of = c.statistics["negatives_of_same_class"].tolist()
-    assert of == 64 * 255 and hits / of == pytest.approx(1 / 3, abs=0.02)
+    assert of == 128 * 255 and hits / of == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_blocks_change_nothing(monkeypatch) -> None:
     import semiseg.methods.esl as module
 
     c = contrast(negatives=1000)
-    c.draw_slots = lambda part: torch.stack((part, (part + 1) % 8, (part + 3) % 8), 1) * 128  # type: ignore
+    c.bank.draw = lambda part, *_: torch.stack((part, (part + 1) % 8, (part + 3) % 8), 1) * 128  # type: ignore
     anchors, part = torch.randn(50, E), torch.arange(50) % 2
     c.bank.append(torch.randn(8, E), torch.arange(8))
     whole = c._contrast(anchors, part)
@@ -157,6 +138,8 @@ def test_anchors_are_a_share_of_each_class_at_least_one_at_most_the_bound() -> N
         assert len(chosen.unique()) == len(chosen) and eligible[chosen].all()
         return torch.bincount(owner[chosen] // 2, minlength=K).tolist()
 
+    c, owner = contrast(share=0.1), torch.zeros(70, dtype=torch.long)
+    assert len(torch.cat([c._choose(owner, owner == 0) for _ in range(5)]).unique()) > 7, "another sample each time"
     assert per_class(share=0.1) == [4, 0, 1, 2]
     assert per_class(share=1.0) == [40, 0, 3, 20]
     assert per_class(share=0.5, max_anchors=6) == [6, 0, 1, 6]

@@ -35,6 +35,10 @@ def test_dynamic_labels_by_hand(p: list[float], eta: float, want: list[float]) -
     assert soft(p, eta) == pytest.approx(want)
 
 
+def test_eta_one_keeps_what_no_sum_can_show() -> None:
+    assert soft([1.0, 1e-9, 0.0], 1.0) == pytest.approx([1.0, 1e-9, 0.0], rel=1e-5, abs=0)
+
+
 def test_top_and_hard_labels_by_hand() -> None:
     p = [0.05, 0.4, 0.1, 0.25, 0.15, 0.05]
     assert soft(p, rule="hard") == [0, 1, 0, 0, 0, 0]

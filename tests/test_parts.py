@@ -41,6 +41,7 @@ def test_one_part_is_the_class_mean() -> None:
     torch.testing.assert_close(made.prototypes[3, 0], deep[0, :, 4:].flatten(1).mean(1))
 
 
+@pytest.mark.filterwarnings("error")
 def test_fewer_pixels_or_directions_than_parts() -> None:
     label = torch.full((1, 8, 8), IGNORE)
     label[0, 0, :2], label[0, 1] = 1, 2

@@ -21,15 +21,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..banks import ClassBank, pixels_at
+from ..banks import ClassBank, Draw, pixels_at
 from ..hosts.mean_teacher import MeanTeacher
+from ..losses import picked_products
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..parts import Parts, group_means
 from ..seams import CutMix
 from ..types import IGNORE, Output, Target, View
 
 Rule = Literal["dynamic", "top", "hard"]
-Draw = Literal["entries", "queues"]
 ClassDivisor = Literal["classes", "present"]
 BLOCK = 1024  # anchors multiplied with the whole bank at once: bounds memory, changes no number
 
@@ -60,15 +60,22 @@ class DynamicLabels:
         """Probabilities (B, K, H, W) -> labels y* of the same shape; a class is dominant where its share is > 0."""
         if self.rule == "hard":
             return torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1.0)
-        ranked = p.sort(1, descending=True).values
-        if self.rule == "top":
-            least = ranked[:, min(self.top, p.shape[1]) - 1, None]
-        else:
-            # The better ranks decide: rank 1 always stays, and no rounding of the total 1 can empty a label.
-            better = torch.cat((torch.zeros_like(ranked[:, :1]), ranked.cumsum(1)[:, :-1]), 1)
-            least = torch.where((better < self.eta) | (self.eta == 1), ranked, 2.0).amin(1, keepdim=True)
-        kept = torch.where(p >= least, p, 0.0)
+        top = min(self.top, p.shape[1])
+        least = p.topk(top, 1).values.amin(1) if self.rule == "top" else self._least_dominant(p)
+        kept = torch.where(p >= least[:, None], p, 0.0)
         return kept / kept.sum(1, keepdim=True)
+
+    def _least_dominant(self, p: Tensor) -> Tensor:
+        """delta (Eq. 4), (B, H, W): a class stays while the likelier ones together have less than eta.
+
+        Stated so, the likeliest always stays, and no rounding of a total just below 1 can lose a pixel.
+        """
+        least = p.amax(1)
+        unsure = (least < self.eta) | (self.eta == 1)  # elsewhere the likeliest is enough
+        ranked = p.movedim(1, -1)[unsure].sort(-1, descending=True).values
+        likelier = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))
+        least[unsure] = torch.where((likelier < self.eta) | (self.eta == 1), ranked, 2.0).amin(-1)
+        return least
 
 
 class PixelToPart(nn.Module):
@@ -85,7 +92,7 @@ class PixelToPart(nn.Module):
         queue: q, remembered vectors per part; not in the paper [C].
         temperature: sigma (Eq. 10).
         negatives: N_s, drawn for each anchor.
-        draw: "entries": every remembered vector of the other parts is equally likely; "queues": every other part is.
+        draw: "entries": every remembered vector of the other parts is equally likely; "classes": each other part is.
         share: of the eligible pixels of a class, to become anchors.
         max_anchors: of a class in one step; None: no bound.
         sure: zeta (Eq. 9), the teacher's probability above which an unlabeled pixel is eligible.
@@ -133,14 +140,16 @@ class PixelToPart(nn.Module):
             return labeled.student.embedding[:0].sum()
         nearest = [self.parts.nearest(teacher.deep) for _, teacher in halves]
         size = labeled.student.embedding.shape[-2:]
-        part = [self.parts.assign(n, view.target.at(size)) for n, (view, _) in zip(nearest, halves, strict=True)]
+        label = [view.target.at(size) for view, _ in halves]
+        part = [self.parts.assign(n, y) for n, y in zip(nearest, label, strict=True)]
         for (_, teacher), of_pixel in zip(halves, part, strict=True):
             self._remember(teacher.embedding, of_pixel)
 
         owner = torch.cat([p.flatten() for p in part])
-        certain = torch.cat((torch.ones_like(part[0], dtype=torch.bool).flatten(), self._certain(unlabeled, size)))
-        chosen = self._choose(owner, certain & (owner >= 0))
         border = part[0].numel()
+        eligible = owner >= 0
+        eligible[border:] &= self._certain(unlabeled, label[1]).flatten()
+        chosen = self._choose(owner, eligible)
         first, second = chosen[chosen < border], chosen[chosen >= border]
         anchors = (pixels_at(labeled.student.embedding, first), pixels_at(unlabeled.student.embedding, second - border))
         loss = self._contrast(torch.cat(anchors), owner[torch.cat((first, second))])
@@ -162,15 +171,15 @@ class PixelToPart(nn.Module):
         self._log("bank_filled", self.bank.filled.sum(), n * self.bank.rows.shape[1])
 
     @torch.no_grad()
-    def _certain(self, view: View, size: tuple[int, int] | torch.Size) -> Tensor:
-        """(B*h*w,) bool: the teacher's probability of the label exceeds zeta, or a label was pasted (entropy 0)."""
+    def _certain(self, view: View, label: Tensor) -> Tensor:
+        """(B, h, w) bool: the teacher's probability of the label exceeds zeta, or a label was pasted (entropy 0)."""
         assert view.teacher is not None
-        label = view.target.at(size)
-        p = F.interpolate(view.teacher.logits.float(), size=tuple(size), mode="nearest").softmax(1)
+        size = tuple(label.shape[-2:])
+        p = F.interpolate(view.teacher.logits.float(), size=size, mode="nearest").softmax(1)
         sure = p.gather(1, torch.where(label == IGNORE, 0, label)[:, None])[:, 0] > self.sure
         if view.entropy is not None:
-            sure |= F.interpolate(view.entropy[:, None], size=tuple(size), mode="nearest")[:, 0] == 0
-        return sure.flatten()
+            sure |= F.interpolate(view.entropy[:, None], size=size, mode="nearest")[:, 0] == 0
+        return sure
 
     @torch.no_grad()
     def _choose(self, owner: Tensor, eligible: Tensor) -> Tensor:
@@ -204,8 +213,8 @@ class PixelToPart(nn.Module):
 
     def _block(self, anchors: Tensor, part: Tensor) -> Tensor:
         """The loss of each normalized anchor (n, E), (n,): one product with the whole bank, of which 1 + N_s stay."""
-        slots = self.draw_slots(part)
-        cosine = (anchors @ self.bank.rows.flatten(0, 1).T).gather(1, slots)
+        slots = self.bank.draw(part, self.negatives, self.draw)
+        cosine = picked_products(anchors, self.bank.rows.flatten(0, 1), slots)
         with torch.no_grad():
             n, of_class = len(part), self.parts.active.shape[1] * self.bank.rows.shape[1]
             self._log("cosine_positive", cosine[:, 0].sum(), n)
@@ -214,33 +223,9 @@ class PixelToPart(nn.Module):
             self._log("negatives_of_same_class", same.sum(), n * self.negatives)
         return F.cross_entropy(cosine / self.temperature, torch.zeros_like(part), reduction="none")
 
-    @torch.no_grad()
-    def draw_slots(self, part: Tensor) -> Tensor:
-        """Flat bank slots for anchors of the parts (n,): (n, 1 + N_s) long, one of the own queue, then others' [C].
-
-        Draws are uniform, with replacement.  The queues of the anchors and at least one other must hold something.
-        """
-        filled, size, n = self.bank.filled, self.bank.rows.shape[1], (len(part), self.negatives)
-        own = part[:, None] * size + _below(filled[part][:, None])
-        if self.draw == "queues":
-            held = filled.nonzero()[:, 0]
-            r = _below(filled.new_full(n, len(held) - 1))
-            queue = held[r + (r >= torch.searchsorted(held, part)[:, None])]
-            return torch.cat((own, queue * size + _below(filled[queue])), 1)
-        starts, ends = filled.cumsum(0) - filled, filled.cumsum(0)
-        r = _below((ends[-1] - filled[part])[:, None].expand(n))  # counts entries; those of the own queue are skipped
-        r += torch.where(r >= starts[part][:, None], filled[part][:, None], 0)
-        queue = torch.searchsorted(ends, r, right=True)
-        return torch.cat((own, queue * size + r - starts[queue]), 1)
-
     def _log(self, name: str, total: Tensor, count: int | Tensor) -> None:
         pair = torch.stack((total, torch.as_tensor(count, device=total.device))).detach().float()
         self.statistics[name] = self.statistics.get(name, 0) + pair
-
-
-def _below(limit: Tensor) -> Tensor:
-    """Uniform integers in 0..limit - 1; limit long, of any shape."""
-    return (torch.rand(limit.shape, device=limit.device) * limit).long().minimum(limit - 1)
 
 
 def esl(student: DeepLabV3Plus, classes: int, *, auxiliary: PixelToPart | None = None, **seams: Any) -> MeanTeacher:
