@@ -13,30 +13,11 @@ def share(of: Tensor, among: Tensor) -> Tensor:
     return torch.stack(((of & among).sum(), among.sum())).float()
 
 
-def pseudo_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
-    """Share of valid pixels kept, and accuracy of the kept ones where a hidden mask exists.
-
-    Args:
-        target: pseudo-labels before mixing.
-        hidden: (B, H, W) long, the masks training never sees, IGNORE where unknown.
-    """
-    kept, known = target.weight > 0, hidden != IGNORE
-    hard = target.hard
-    right = hard == hidden
-    found = {
-        "kept": share(kept, target.denominator > 0),
-        "pseudo_label_accuracy": share(right, kept & known),
-        "teacher_accuracy": share(right, known & (target.denominator > 0)),
-    }
-    return found | soft_label_statistics(target, hard, hidden) if target.label.dim() == 4 else found
-
-
-def soft_label_statistics(target: Target, hard: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+def soft_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
     """How many classes a soft label keeps, whether the truth is among them, and how the classes share the pixels.
 
     Args:
         target: soft pseudo-labels (B, K, H, W); a class is dominant where its share is > 0.
-        hard: (B, H, W) long, their likeliest classes.
         hidden: (B, H, W) long, IGNORE where unknown.
 
     Returns:
@@ -47,6 +28,7 @@ def soft_label_statistics(target: Target, hard: Tensor, hidden: Tensor) -> dict[
     """
     kept, classes = target.weight > 0, target.label.shape[1]
     judged = kept & (hidden != IGNORE)
+    hard = target.hard
     truth, number = torch.where(judged, hidden, 0), (target.label > 0).sum(1)
     on_truth = target.label.gather(1, truth[:, None])[:, 0]
     found = {
@@ -66,3 +48,19 @@ def soft_label_statistics(target: Target, hard: Tensor, hidden: Tensor) -> dict[
         pairs = torch.stack((per_class.float(), judged.sum().float().expand(classes)), 1)
         found |= {f"{name}_{k}": pair for k, pair in enumerate(pairs)}
     return found
+
+
+def pseudo_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
+    """Share of valid pixels kept, and accuracy of the kept ones where a hidden mask exists.
+
+    Args:
+        target: pseudo-labels before mixing.
+        hidden: (B, H, W) long, the masks training never sees, IGNORE where unknown.
+    """
+    kept, known = target.weight > 0, hidden != IGNORE
+    right = target.hard == hidden
+    return {
+        "kept": share(kept, target.denominator > 0),
+        "pseudo_label_accuracy": share(right, kept & known),
+        "teacher_accuracy": share(right, known & (target.denominator > 0)),
+    }

@@ -10,7 +10,7 @@ from semiseg.banks import as_pixels
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.esl import DynamicLabels
 from semiseg.seams import CutMix, entropy
-from semiseg.statistics import pseudo_label_statistics
+from semiseg.statistics import soft_label_statistics
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
 
@@ -124,7 +124,7 @@ def test_statistics_of_soft_labels_by_hand() -> None:
     p = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0]]).T.view(1, 3, 2, 2)
     weight = torch.tensor([[[1.0, 1], [1, 0]]])
     hidden = torch.tensor([[[1, 2], [IGNORE, 0]]])
-    found = {k: v.tolist() for k, v in pseudo_label_statistics(Target(p, weight, weight), hidden).items()}
+    found = {k: v.tolist() for k, v in soft_label_statistics(Target(p, weight, weight), hidden).items()}
     assert found["dominant"] == [2 + 1 + 3, 3]
     assert [found[f"dominant_{n}"] for n in (1, 2, 3)] == [[1, 3]] * 3
     assert [found[f"accuracy_{n}"] for n in (1, 2, 3)] == [[1, 1], [0, 1], [0, 0]]
