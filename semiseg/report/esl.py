@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
@@ -76,7 +77,7 @@ def hesitation(
         ax.plot(x, y, "+", color=color, ms=12, mew=2)
     shades = {True: NUMBER_COLORS[2], False: "0.75"}
     sns.barplot(frame, x="class", y="probability", hue="dominant", palette=shades, dodge=False, ax=right)
-    right.set(title="(b) prediction at the cross", xlabel="", ylabel="probability", ylim=(0, 1))
+    right.set(title="(b) prediction at the cross", xlabel="", ylabel="probability")
     right.tick_params(axis="x", rotation=60, labelsize="small")
     return Drawing(figure, frame)
 
@@ -138,6 +139,7 @@ def label_curves(run: Run) -> Drawing:
             continue
         sns.lineplot(shown, dashes=False, markers=True, ax=ax, palette=[*NUMBER_COLORS, "0.3"][: len(shown.columns)])
         ax.set(title=title, xlabel="epoch", ylabel="")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(fontsize="x-small")
     return Drawing(figure, pd.concat(parts, ignore_index=True))
 

@@ -122,7 +122,7 @@ def at_edges(data: SegmentationData, ids: Sequence[str], networks: Mapping[str, 
     The frame is `right_by_place` of these images.
     """
     titles = ["input", "truth", *networks]
-    figure, axes = plt.subplots(len(ids), len(titles), figsize=(1.5 * len(titles), 1.5 * len(ids) + 0.4), squeeze=False)
+    figure, axes = plt.subplots(len(ids), len(titles), figsize=(1.9 * len(titles), 1.8 * len(ids) + 0.4), squeeze=False)
     for row, key in zip(axes, ids, strict=True):
         mask = data.mask(key)
         assert mask is not None
@@ -219,6 +219,8 @@ def embedding_maps(samples: Mapping[str, pd.DataFrame], palette: Mapping[str, tu
         frames.append(sample[["class", "part"]].assign(model=title, x=x, y=y))
         for number, alpha in ((1, 0.95), (2, 0.35)):
             shown = frames[-1][frames[-1].part == number]
+            if shown.empty:
+                continue
             sns.scatterplot(
                 shown, x="x", y="y", hue="class", palette=colors, alpha=alpha, s=16, linewidth=0, ax=ax,
                 legend=number == 1,
