@@ -337,7 +337,7 @@ tables.gain_summary(committed, [("esl", "supervised"), ("esl", "mean_teacher")])
 # | sum over classes | divided by all $C$ | the same; `divisor="present"`: by those with anchors |
 # | absent parts in the update of prototypes | not excluded | unchanged; the formula with $P' = 0$ would shrink them at every step |
 # | projection head | three Conv-BN-ReLU blocks | two 1×1 convolutions on the decoder's features, the last one linear: a final ReLU would make every cosine positive |
-# | CutMix | named | every batch, half of the area |
+# | strong view | CutMix alone | the same, in every batch, half of the area; `color=True` adds the host's color jitter |
 # | teacher | exponential moving average | decay 0.99, batch-norm statistics averaged, evaluation mode |
 # | warm-up | not stated | one epoch of labels alone on VOC and the embedded set, none on Cityscapes |
 # | reported epoch | not stated | last epoch, teacher; the best is shown beside it |

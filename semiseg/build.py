@@ -62,7 +62,8 @@ def build(recipe: Recipe, classes: int) -> Host:
         case "esl":
             label = DynamicLabels(recipe.esl.eta, recipe.esl.label)
             contrast = _pixel_to_part(recipe.esl, student, classes)
-            return host(label=label, unlabeled_weight=recipe.esl.unlabeled_weight, auxiliary=contrast)
+            weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
+            return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
 
 
 def _pixel_to_part(e: ESL, student: DeepLabV3Plus, classes: int) -> PixelToPart | None:

@@ -135,6 +135,7 @@ class ESL:
     sure: float = 0.95
     momentum: float = 0.99
     divisor: Literal["classes", "present"] = "classes"
+    color: bool = False  # CutMix alone is the strong view (paper); True: on the color-jittered image
     unlabeled_weight: float = 0.2
     contrast_weight: float = 0.1
     collect_steps: int = 183

@@ -37,13 +37,15 @@ def test_the_terms_of_a_step_collecting_then_contrasting() -> None:
     assert h.student.project[-1].weight.grad.abs().sum() > 0 and all(p.grad is None for p in h.teacher.parameters())
 
 
-def test_the_unlabeled_term_is_soft_cross_entropy_times_its_weight() -> None:
-    h, b = host(mix=NoMix()), batch()
+@pytest.mark.parametrize("color", [False, True])
+def test_the_unlabeled_term_is_soft_cross_entropy_times_its_weight(color: bool) -> None:
+    """On the weak image, as CutMix is the paper's only strong augmentation, or on the color-jittered one."""
+    h, b = host(mix=NoMix(), **({"color": True} if color else {})), batch()
     reference = copy.deepcopy(h)
     got = h.losses(b, 0.5).losses["unlabeled"]
     with torch.no_grad():
         y = DynamicLabels(0.95).soften(reference.teacher.model(torch.cat((b.x, b.u_weak))).logits[B:].softmax(1))
-    logits = reference.student(torch.cat((b.x, b.u_strong[0]))).logits[B:]
+    logits = reference.student(torch.cat((b.x, b.u_strong[0] if color else b.u_weak))).logits[B:]
     torch.testing.assert_close(got, 0.2 * -(y * logits.log_softmax(1)).sum(1)[b.u_valid].mean())
 
 

@@ -52,13 +52,14 @@ def test_tables_2_to_4_are_arguments() -> None:
 def test_every_option_arrives() -> None:
     odd = variant(
         queue=7, negatives=9, draw="classes", temperature=0.3, share=0.2, max_anchors=11, sure=0.4, momentum=0.8,
-        divisor="present", unlabeled_weight=0.6, contrast_weight=0.7, collect_steps=13, embedding=24,
+        divisor="present", unlabeled_weight=0.6, contrast_weight=0.7, color=True, collect_steps=13, embedding=24,
     )  # fmt: skip
     h = build(odd, K)
     a = h.auxiliary
     assert (a.bank.rows.shape[1:], a.negatives, a.draw, a.temperature) == ((7, 24), 9, "classes", 0.3)
     assert (a.share, a.max_anchors, a.sure, a.divisor, a.weight) == (0.2, 11, 0.4, "present", 0.7)
     assert (a.parts.momentum, a.parts.collect_steps, h.unlabeled_weight) == (0.8, 13, 0.6)
+    assert h.color and not build(variant(), K).color
     assert h.mix.p == 1.0 and h.student.project[-1].out_channels == 24
 
 

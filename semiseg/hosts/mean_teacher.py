@@ -39,6 +39,7 @@ class MeanTeacher(nn.Module):
 
     Args:
         student: a segmentation network with trunk, refine and head.
+        color: mix the color-jittered strong view; False: the weak one, so that pasting is all there is (DGCL).
         unlabeled_weight: of L_con^im while it stands alone.
         perturbed_weights: of (L_con^im, L_con^ft) from `perturb_from` on: (0.5, 0.5) released code, (1, 0.5) Eq. 16.
         divisor: of the unlabeled terms, "kept" (released code) or "valid" (Eq. 4 and 15).
@@ -57,6 +58,7 @@ class MeanTeacher(nn.Module):
         mix: Mixer | None = None,
         perturb: FeaturePerturber | None = None,
         auxiliary: AuxiliaryLoss | None = None,
+        color: bool = True,
         unlabeled_weight: float = 1.0,
         perturbed_weights: tuple[float, float] = (0.5, 0.5),
         divisor: Divisor = "kept",
@@ -70,7 +72,7 @@ class MeanTeacher(nn.Module):
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
         self.label, self.mix = label or ConfidentLabels(), mix or CutMix()
         self.weigh, self.auxiliary = weigh or UniformWeight(), auxiliary
-        self.perturb, self.criterion, self.divisor = perturb, criterion, divisor
+        self.perturb, self.criterion, self.divisor, self.color = perturb, criterion, divisor, color
         self.unlabeled_weight, self.perturbed_weights = unlabeled_weight, perturbed_weights
         self.unlabeled_from, self.perturb_from = unlabeled_from, perturb_from
         self._warming_up = False
@@ -88,7 +90,7 @@ class MeanTeacher(nn.Module):
         weak = View(batch.u_weak, self.label(on_u, batch.u_valid, t), on_u, entropy=entropy(on_u.logits))
 
         # 2. one paste moves the strong image and all that is known about its pixels
-        strong = View(batch.u_strong[0], weak.target, on_u, entropy=weak.entropy)
+        strong = View(batch.u_strong[0] if self.color else batch.u_weak, weak.target, on_u, entropy=weak.entropy)
         paste = self.mix(strong, labeled)
         mixed = paste.view(strong, labeled)
 

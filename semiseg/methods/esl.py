@@ -233,5 +233,6 @@ def esl(student: DeepLabV3Plus, classes: int, *, auxiliary: PixelToPart | None =
     if auxiliary is None:
         width = int(student.project[-1].out_channels) if student.project is not None else 0  # type: ignore[arg-type]
         auxiliary = PixelToPart(classes, width, Parts(classes, 5, student.backbone.deep_channels))
-    plain: dict[str, Any] = {"label": DynamicLabels(), "mix": CutMix(1.0), "unlabeled_weight": 0.2, "decay": 0.99}
+    plain: dict[str, Any] = {"label": DynamicLabels(), "mix": CutMix(1.0), "color": False}
+    plain |= {"unlabeled_weight": 0.2, "decay": 0.99}
     return MeanTeacher(student, auxiliary=auxiliary, **(plain | seams))
