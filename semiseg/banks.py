@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .types import IGNORE
+
+Draw = Literal["entries", "classes"]
 
 
 class ClassBank(nn.Module):
@@ -53,6 +57,54 @@ class ClassBank(nn.Module):
             self.rows[k, slots] = new.to(self.rows)
             self.head[k] = (self.head[k] + len(new)) % size
             self.filled[k] = (self.filled[k] + len(new)).clamp(max=size)
+
+    @torch.no_grad()
+    def append(self, vectors: Tensor, labels: Tensor) -> None:
+        """Replace the oldest entries of each class by all new ones, in their order, without a loop over classes.
+
+        Args:
+            vectors: (N, width); of more than `size` vectors of a class the last ones stay.
+            labels: (N,) long in 0..K-1.
+        """
+        size = self.rows.shape[1]
+        labels, order = labels.sort(stable=True)
+        new = torch.bincount(labels, minlength=len(self.rows))
+        rank = torch.arange(len(labels), device=labels.device) - (new.cumsum(0) - new)[labels]
+        newest = rank >= new[labels] - size
+        slots = (self.head[labels] + rank) % size
+        self.rows[labels[newest], slots[newest]] = vectors[order][newest].to(self.rows)
+        self.head.add_(new).remainder_(size)
+        self.filled.add_(new).clamp_(max=size)
+
+    @torch.no_grad()
+    def draw(self, labels: Tensor, others: int, uniform: Draw = "entries") -> Tensor:
+        """Random places of one entry of the own class and of entries of other classes, with replacement.
+
+        Args:
+            labels: (n,) long; these classes, and at least one other than each, must hold something.
+            others: how many to draw from other classes.
+            uniform: "entries": each entry held is equally likely; "classes": each class that holds any is.
+
+        Returns:
+            (n, 1 + others) long, indices into `rows.flatten(0, 1)`.
+        """
+        size, n = self.rows.shape[1], (len(labels), others)
+        starts, ends, mine = self.filled.cumsum(0) - self.filled, self.filled.cumsum(0), self.filled[labels][:, None]
+        own = labels[:, None] * size + _below(mine)
+        if uniform == "classes":
+            held = self.filled.nonzero()[:, 0]
+            r = _below(self.filled.new_full(n, len(held) - 1))
+            k = held[r + (r >= torch.searchsorted(held, labels)[:, None])]
+            return torch.cat((own, k * size + _below(self.filled[k])), 1)
+        r = _below((ends[-1] - mine).expand(n))  # counts entries; those of the own class are skipped
+        r += torch.where(r >= starts[labels][:, None], mine, 0)
+        k = torch.searchsorted(ends, r, right=True)
+        return torch.cat((own, k * size + r - starts[k]), 1)
+
+
+def _below(limit: Tensor) -> Tensor:
+    """Uniform integers in 0..limit - 1; limit long, of any shape."""
+    return (torch.rand(limit.shape, device=limit.device) * limit).long().minimum(limit - 1)
 
 
 def as_pixels(features: Tensor) -> Tensor:
@@ -100,3 +152,9 @@ def largest(rows: Tensor, k: int, fold: int = 4) -> tuple[Tensor, Tensor]:
     place = torch.cat((place, rest), 1)
     values, chosen = rows.gather(1, place).topk(k, dim=1)
     return values, place.gather(1, chosen)
+
+
+def pixels_at(features: Tensor, index: Tensor) -> Tensor:
+    """Some rows (n, D) of `as_pixels`, without a copy of the map (B, D, h, w); index (n,) long."""
+    h, w = features.shape[-2:]
+    return features[index // (h * w), :, index // w % h, index % w]

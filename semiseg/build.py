@@ -15,11 +15,21 @@ from .hosts.supervised import Supervised, labeled_cross_entropy
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
+from .methods.esl import DynamicLabels, PixelToPart
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
+from .options import ESL
+from .parts import Parts
 from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import Output, Target
+
+
+def _embedding(recipe: Recipe) -> int:
+    """Channels of the projection head; 0 where no contrast asks for one."""
+    if recipe.method == "dgcl" and recipe.dgcl.weight:
+        return recipe.dgcl.embedding
+    return recipe.esl.embedding if recipe.method == "esl" and recipe.esl.parts else 0
 
 
 def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
@@ -27,10 +37,9 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
     n = recipe.network
     backbone = make_backbone(n.backbone, n.output_stride, n.weights)
     second_bn = recipe.method == "ddfp" and recipe.ddfp.second_bn
-    embedding = recipe.dgcl.embedding if recipe.method == "dgcl" and recipe.dgcl.weight else 0
     return DeepLabV3Plus(
-        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout, second_bn=second_bn,
-        embedding=embedding,
+        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout,
+        second_bn=second_bn, embedding=_embedding(recipe),
     )  # fmt: skip
 
 
@@ -68,6 +77,11 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
             return host(
                 label=falling(g.drop), auxiliary=auxiliary, unlabeled_weight=g.unlabeled_weight, color=g.color
             )  # fmt: skip
+        case "esl":
+            label = DynamicLabels(recipe.esl.eta, recipe.esl.label)
+            contrast = _pixel_to_part(recipe.esl, student, classes)
+            weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
+            return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
 
 
 def _falling(recipe: Recipe) -> Callable[..., EntropyFilter]:
@@ -86,6 +100,17 @@ def _density_contrast(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> D
         memory=g.memory, exclude=g.exclude, labels=labels, ready=g.ready, center=g.center,
         negatives_of=g.negatives_of, cosine=g.cosine, positive_in_denominator=g.positive_in_denominator,
         reduction=g.reduction, own_neighbor=g.own_neighbor, equal_when_few=g.equal_when_few, project=student.embed,
+    )  # fmt: skip
+
+
+def _pixel_to_part(e: ESL, student: DeepLabV3Plus, classes: int) -> PixelToPart | None:
+    if e.parts == 0:
+        return None
+    deep = student.backbone.deep_channels
+    return PixelToPart(
+        classes, e.embedding, Parts(classes, e.parts, deep, momentum=e.momentum, collect_steps=e.collect_steps),
+        queue=e.queue, temperature=e.temperature, negatives=e.negatives, draw=e.draw, share=e.share,
+        max_anchors=e.max_anchors, sure=e.sure, divisor=e.divisor, weight=e.contrast_weight,
     )  # fmt: skip
 
 

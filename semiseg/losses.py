@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,3 +92,29 @@ def info_nce(
     every = torch.cat((with_positive, against), 1) if positive_in_denominator else against
     terms = (every / tau).logsumexp(1) - with_positive[:, 0] / tau
     return terms.mean() if reduction == "mean" else terms.sum()
+
+
+class _PickedProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, rows: Tensor, picked: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, picked)
+        return (a @ rows.T).gather(1, picked)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        rows, picked = ctx.saved_tensors
+        return grad.new_zeros(len(grad), len(rows)).scatter_add_(1, picked, grad) @ rows, None, None
+
+
+def picked_products(a: Tensor, rows: Tensor, picked: Tensor) -> Tensor:
+    """(a @ rows.T).gather(1, picked), but the full product is not kept for the backward pass.
+
+    Args:
+        a: (n, E).
+        rows: (M, E), without gradient.
+        picked: (n, m) long in 0..M-1; a row may be picked more than once.
+
+    Returns:
+        (n, m).
+    """
+    return _PickedProducts.apply(a, rows, picked)

@@ -12,175 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .losses import Divisor
-from .models.backbones import BACKBONES
+from .options import DDFP, DGCL, ESL, Consistency, Evaluation, Network, Optimization, one_of
 
-Method = Literal["supervised", "mean_teacher", "ddfp", "dgcl"]
+Method = Literal["supervised", "mean_teacher", "ddfp", "dgcl", "esl"]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
-
-
-def one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
-    """Raise ValueError with the valid values when `value` is none of them."""
-    if value not in valid:
-        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(map(str, valid))}")
-
-
-def positive(**numbers: float) -> None:
-    """Raise ValueError for the first number that is not > 0."""
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Network:
-    """DeepLabV3+ and its encoder."""
-
-    backbone: str = "resnet101"
-    output_stride: int = 16
-    weights: str | None = "imagenet"  # "imagenet", a file, or None
-    width: int = 256
-    low_width: int = 48
-    rates: tuple[int, ...] = (6, 12, 18)
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        one_of("backbone", self.backbone, BACKBONES)
-        one_of("output stride", self.output_stride, (8, 16))
-        positive(width=self.width, low_width=self.low_width)
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Data order, augmentation, optimizer and schedule; the rate decays as (1 - t)^power."""
-
-    crop: int = 513
-    resize: tuple[float, float] = (0.5, 2.0)
-    batch: int = 16  # labeled, and as many unlabeled
-    epochs: int = 80
-    epoch_steps: int | None = None  # None: one pass over the unlabeled images
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-3
-    head_lr_factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    power: float = 0.9
-    ohem: bool = False
-    strong_labels: bool = False  # colors of the strong view on labeled images too: the control for augmentation alone
-
-    def __post_init__(self) -> None:
-        one_of("optimizer", self.optimizer, ("sgd", "adamw"))
-        positive(crop=self.crop, batch=self.batch, epochs=self.epochs, lr=self.lr, head_lr_factor=self.head_lr_factor)
-        if self.epoch_steps is not None:
-            positive(epoch_steps=self.epoch_steps)
-        if not 0 < self.resize[0] <= self.resize[1]:
-            raise ValueError(f"resize must be 0 < low <= high, got {self.resize}")
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """The mean-teacher host.  Epochs are counted from 0."""
-
-    tau: float = 0.95
-    decay: float = 0.999
-    cutmix_p: float = 0.5
-    cutmix_area: float = 0.5
-    divisor: Divisor = "kept"  # DDFP's released code; "valid": the papers; "kept_scaled": DGCL's released code
-    # "ema": the papers; "self": what DDFP's released code effectively does; "ema_train": DGCL's, parameters only and
-    # training mode, so that the batch normalizes itself
-    teacher: Literal["ema", "self", "ema_train"] = "ema"
-    unlabeled_from_epoch: int = 1
-
-    def __post_init__(self) -> None:
-        one_of("divisor", self.divisor, get_args(Divisor))
-        one_of("teacher", self.teacher, ("ema", "self", "ema_train"))
-
-
-@dataclass(frozen=True)
-class DDFP:
-    """The feature perturbation.  Each default is the better founded reading; see `paper` and `official`."""
-
-    eps: float = 4.0
-    tap: Literal["decoder_input", "features"] = "decoder_input"
-    learn_means: bool = True
-    second_bn: bool = True
-    weights: tuple[float, float] = (0.5, 0.5)
-    sampling: Literal["uniform", "equal"] = "uniform"
-    noise: float = 0.05
-    perturb_from_epoch: int = 2
-    flow_hidden: int = 256
-
-    def __post_init__(self) -> None:
-        one_of("tap", self.tap, ("decoder_input", "features"))
-        one_of("sampling", self.sampling, ("uniform", "equal"))
-
-
-@dataclass(frozen=True)
-class DGCL:
-    """The density-guided contrast and its pseudo-labels.  Numbers of pixels are for 8 maps of 129 x 129 features.
-
-    Each default is the better founded reading; see `paper` and `official`.  weight=0 leaves out the contrast and its
-    head (Table 5, II); sampling="random" with memory=False is plain contrast (III), memory=False alone is (IV).
-    """
-
-    embedding: int = 256
-    weight: float = 0.5
-    unlabeled_weight: float = 0.5
-    color: bool = False  # CutMix alone, in paper and released code; True: on the color-jittered view
-    drop: float = 0.2  # share of uncertain pixels that get no pseudo-label at first
-    contrast_drop: tuple[float, float] | None = (0.8, 0.1)  # released code: first and least; None: as the pseudo-labels
-    drop_falls: Literal["steps", "epochs", "steps_after_warm_up"] = "steps_after_warm_up"  # paper; released code; ours
-    bank: int = 10_000
-    quota: int = 1_000
-    pixels: int = 10_000
-    scales: tuple[int, ...] = (8, 16, 32)
-    anchors: int = 200
-    keys: int = 50
-    negatives: int = 512
-    tau: float = 0.5
-    sampling: Literal["density", "confidence", "random"] = "density"
-    memory: bool = True
-    exclude: tuple[int, ...] = (0,)
-    ready: Literal["class", "all"] = "class"
-    center: Literal["projections", "fresh_projections", "features"] = "projections"
-    negatives_of: Literal["class", "anchor"] = "class"
-    cosine: bool = True
-    positive_in_denominator: bool = True
-    reduction: Literal["mean", "sum"] = "mean"
-    own_neighbor: bool = False
-    equal_when_few: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("drop_falls", self.drop_falls, ("steps", "epochs", "steps_after_warm_up"))
-        one_of("sampling", self.sampling, ("density", "confidence", "random"))
-        one_of("ready", self.ready, ("class", "all"))
-        one_of("center", self.center, ("projections", "fresh_projections", "features"))
-        one_of("negatives_of", self.negatives_of, ("class", "anchor"))
-        one_of("reduction", self.reduction, ("mean", "sum"))
-        positive(embedding=self.embedding, bank=self.bank, quota=self.quota, pixels=self.pixels, tau=self.tau)
-        positive(anchors=self.anchors, keys=self.keys, negatives=self.negatives, scales=min(self.scales, default=0))
-        if self.weight < 0 or self.unlabeled_weight < 0:
-            raise ValueError(f"weights must be >= 0, got {self.weight} and {self.unlabeled_weight}")
-        if self.sampling == "random" and self.memory:
-            raise ValueError("sampling='random' takes its center from the batch alone; it needs memory=False")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How the validation set is scored, and how often."""
-
-    protocol: Literal["whole", "center_crop", "sliding"] = "center_crop"
-    size: int = 513
-    step: int = 0  # of the sliding window
-    every: int = 1  # epochs; the last one is always scored
-
-    def __post_init__(self) -> None:
-        one_of("evaluation protocol", self.protocol, ("whole", "center_crop", "sliding"))
-        positive(every=self.every, size=self.size)
-        if self.protocol == "sliding" and not 0 < self.step <= self.size:
-            raise ValueError(f"sliding evaluation needs 0 < step <= size, got step={self.step}, size={self.size}")
 
 
 @dataclass(frozen=True)
@@ -197,6 +34,7 @@ class Recipe:
     consistency: Consistency = field(default_factory=Consistency)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
+    esl: ESL = field(default_factory=ESL)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -215,10 +53,11 @@ class Recipe:
         used = asdict(self)
         if self.method != "ddfp":
             del used["ddfp"]
-        if self.method != "dgcl":
-            del used["dgcl"]
-        else:
-            del used["consistency"]["tau"]
+        for name in ("dgcl", "esl"):
+            if self.method != name:
+                del used[name]
+        if self.method in ("dgcl", "esl"):
+            del used["consistency"]["tau"]  # their pseudo-labels have no threshold
         if self.method == "supervised":
             used["consistency"] = {"decay": self.consistency.decay}
         if self.network.weights is not None:
@@ -234,8 +73,9 @@ class Recipe:
             "consistency": Consistency,
             "ddfp": DDFP,
             "dgcl": DGCL,
+            "esl": ESL,
+            "evaluation": Evaluation,
         }
-        parts["evaluation"] = Evaluation
         given = dict(values)
         try:
             for key in given.keys() & parts.keys():
@@ -285,7 +125,8 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
         "cityscapes": {"paper": _cityscapes_paper},
     }[data]
     one_of(f"scale for data={data}", scale, tuple(makers))
-    return makers[scale](Recipe(method, data, split, scale, seed))
+    made = makers[scale](Recipe(method, data, split, scale, seed))
+    return _esl(made) if method == "esl" else made
 
 
 def _same_step(channels: int) -> float:
@@ -322,6 +163,7 @@ def _digits(base: Recipe) -> Recipe:
         consistency=Consistency(tau=0.8, decay=0.99),
         ddfp=DDFP(eps=_same_step(64 + 16), flow_hidden=64),
         dgcl=_fewer_pixels(2 * 16 * 8 * 8, embedding=64),
+        esl=ESL(embedding=2 * 64, collect_steps=1024 // 16),
         evaluation=Evaluation("whole", 32),
     )
 
@@ -336,6 +178,7 @@ def _smoke(base: Recipe) -> Recipe:
         consistency=replace(tiny.consistency, tau=0.0),  # an untrained network is sure of nothing
         ddfp=replace(tiny.ddfp, flow_hidden=16),
         dgcl=DGCL(embedding=16, bank=32, quota=8, pixels=64, scales=(2, 4), anchors=8, keys=4, negatives=16),
+        esl=replace(tiny.esl, embedding=2 * 16, sure=0.0, collect_steps=1),
         evaluation=Evaluation("whole", 32, every=2),
     )
 
@@ -349,6 +192,7 @@ def _voc_tiny(base: Recipe) -> Recipe:
         consistency=Consistency(tau=0.95, decay=0.99),
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
         dgcl=_fewer_pixels(2 * 8 * 32 * 32, embedding=96),
+        esl=ESL(embedding=2 * 96, collect_steps=60),
         evaluation=Evaluation("whole", 224, every=5),
     )
 
@@ -378,6 +222,26 @@ def _cityscapes_paper(base: Recipe) -> Recipe:
         consistency=Consistency(unlabeled_from_epoch=10),
         dgcl=DGCL(exclude=()),
         evaluation=Evaluation("sliding", 800, 533),
+    )
+
+
+def _esl(base: Recipe) -> Recipe:
+    """Where ESL trains otherwise than DDFP: every batch is mixed, and at paper scale its Sec. 4.1.
+
+    Output stride, decay and sliding step are not in the paper; they are those of U2PL, whose settings it shares.
+    """
+    consistency = replace(base.consistency, cutmix_p=1.0, decay=0.99)
+    if base.scale != "paper":
+        return replace(base, consistency=consistency)
+    optimization = replace(base.optimization, batch=8, head_lr_factor=10.0)
+    base = replace(base, network=replace(base.network, output_stride=8))
+    if base.data != "cityscapes":
+        return replace(base, optimization=optimization, consistency=consistency)
+    return replace(
+        base,
+        optimization=replace(optimization, weight_decay=5e-4, ohem=True),
+        consistency=replace(consistency, unlabeled_from_epoch=0),
+        evaluation=Evaluation("sliding", 769, 513),
     )
 
 

@@ -13,6 +13,43 @@ def share(of: Tensor, among: Tensor) -> Tensor:
     return torch.stack(((of & among).sum(), among.sum())).float()
 
 
+def soft_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
+    """How many classes a soft label keeps, whether the truth is among them, and how the classes share the pixels.
+
+    Args:
+        target: soft pseudo-labels (B, K, H, W); a class is dominant where its share is > 0.
+        hidden: (B, H, W) long, IGNORE where unknown.
+
+    Returns:
+        "dominant": mean number of dominant classes; "dominant_1", "_2", "_3": share of pixels with one, two, three or
+        more; "accuracy_1" to "_3": share of those whose likeliest class is right; "truth_dominant": share of pixels
+        with several dominant classes that keep the true one; "mass_on_truth"; and for each class k "true_k",
+        "hard_k", "soft_k": its share of the known pixels by the truth, the likeliest class, the soft labels.
+    """
+    kept, classes = target.weight > 0, target.label.shape[1]
+    judged = kept & (hidden != IGNORE)
+    hard = target.hard
+    truth, number = torch.where(judged, hidden, 0), (target.label > 0).sum(1)
+    on_truth = target.label.gather(1, truth[:, None])[:, 0]
+    found = {
+        "dominant": torch.stack(((number * kept).sum(), kept.sum())).float(),
+        "truth_dominant": share(on_truth > 0, judged & (number > 1)),
+        "mass_on_truth": torch.stack(((on_truth * judged).sum(), judged.sum().float())),
+    }
+    for n in (1, 2, 3):
+        of_n = number >= 3 if n == 3 else number == n
+        found |= {f"dominant_{n}": share(of_n, kept), f"accuracy_{n}": share(hard == hidden, judged & of_n)}
+    shares = {
+        "true": torch.bincount(truth[judged], minlength=classes),
+        "hard": torch.bincount(hard[judged], minlength=classes),
+        "soft": (target.label * judged[:, None]).sum((0, 2, 3)),
+    }
+    for name, per_class in shares.items():
+        pairs = torch.stack((per_class.float(), judged.sum().float().expand(classes)), 1)
+        found |= {f"{name}_{k}": pair for k, pair in enumerate(pairs)}
+    return found
+
+
 def pseudo_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]:
     """Share of valid pixels kept, and accuracy of the kept ones where a hidden mask exists.
 

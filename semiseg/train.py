@@ -31,7 +31,8 @@ from .data.dataset import SegmentationData
 from .data.loader import evaluation_batches, training_batches
 from .data.splits import Split, missing_classes, write_lists
 from .data.transforms import MEAN, STD
-from .recipes import Optimization, Recipe, differences
+from .options import Optimization
+from .recipes import Recipe, differences
 from .runs import METRICS, RECORD, WEIGHTS, Run, environment, peak_memory, write_text
 from .statistics import EpochMean
 from .types import Step
@@ -265,12 +266,12 @@ def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.
 def _finish(
     record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores]
 ) -> None:
-    """Export the teacher (and the perturber, DDFP's flow) and complete the record."""
+    """Export the teacher (and the perturber, DDFP's flow; the prototypes of ESL) and complete the record."""
     best = {}
     for name in NETWORKS:
         row = max((r for r in rows if f"miou_{name}" in r), key=lambda r: r[f"miou_{name}"])
         best[name] = {"epoch": row["epoch"], "miou": row[f"miou_{name}"]}
-    kept = ("teacher.model.", "perturb.")
+    kept = ("teacher.model.", "perturb.", "auxiliary.parts.")
     tensors = {k: v for k, v in host.state_dict().items() if k.startswith(kept) and isinstance(v, Tensor)}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
     last = {name: vars(found) for name, found in scores.items()}

@@ -77,12 +77,16 @@ class Target:
     @property
     def hard(self) -> Tensor:
         """The most likely class, (B, H, W) long, whichever form the label has."""
-        return self.label if self.label.dim() == 3 else self.label.argmax(1)
+        return self.label if self.label.dim() == 3 else self.label.max(1).indices
 
     def at(self, size: tuple[int, int] | torch.Size) -> Tensor:
         """Hard labels on a coarser grid by nearest neighbour, IGNORE where weight is 0: (B, h, w) long."""
-        hard = torch.where(self.weight > 0, self.hard, IGNORE)
-        return F.interpolate(hard[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
+        label, weight = (
+            F.interpolate(v if v.dim() == 4 else v[:, None].float(), size=tuple(size), mode="nearest")
+            for v in (self.label, self.weight)
+        )
+        hard = label[:, 0].long() if self.label.dim() == 3 else label.max(1).indices
+        return torch.where(weight[:, 0] > 0, hard, IGNORE)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,10 @@ class FeaturePerturber(Protocol):
 
 
 class AuxiliaryLoss(Protocol):
-    """A scalar loss on the labeled view and, as `on` says, on the weak or the mixed one."""
+    """A scalar loss on the labeled view and, as `on` says, on the weak or the mixed one.
+
+    What it wants logged it leaves in an attribute `statistics`, as in `Step`, of its last call.
+    """
 
     on: Literal["weak", "mixed"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from semiseg.losses import info_nce, ohem_cross_entropy, pixel_cross_entropy
+from semiseg.losses import info_nce, ohem_cross_entropy, picked_products, pixel_cross_entropy
 from semiseg.types import IGNORE, Target
 
 
@@ -76,3 +76,15 @@ def test_info_nce_by_hand_shared_and_own_negatives() -> None:
         info_nce(anchor, positive, negative[None], 0.5), info_nce(anchor, positive, negative, 0.5)
     )
     assert info_nce(anchor[:0], positive, negative, 0.5).item() == 0
+
+
+def test_picked_products_are_those_of_plain_torch() -> None:
+    g = torch.Generator().manual_seed(0)
+    rows, picked = torch.randn(9, 4, generator=g), torch.randint(0, 9, (5, 20), generator=g)
+    a = torch.randn(5, 4, generator=g, requires_grad=True)
+    b, factor = a.detach().clone().requires_grad_(), torch.randn(5, 20, generator=g)
+    ours, plain = picked_products(a, rows, picked), (b @ rows.T).gather(1, picked)
+    (ours * factor).sum().backward()
+    (plain * factor).sum().backward()
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(a.grad, b.grad)

@@ -6,17 +6,8 @@ import pytest
 
 from semiseg.build import build
 from semiseg.models.normalization import DualBatchNorm2d
-from semiseg.recipes import (
-    DDFP,
-    Consistency,
-    Evaluation,
-    Network,
-    Optimization,
-    differences,
-    official,
-    paper,
-    recipe,
-)
+from semiseg.options import DDFP, Consistency, Evaluation, Network, Optimization
+from semiseg.recipes import differences, official, paper, recipe
 
 
 def test_paper_scale_is_section_4_1() -> None:

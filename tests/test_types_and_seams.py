@@ -93,6 +93,14 @@ def test_target_at_a_coarser_grid_marks_unsupervised_pixels() -> None:
     assert coarse.tolist() == [[[IGNORE if v == 1 else v for v in row] for row in y[0, ::2, ::2].tolist()]]
 
 
+def test_soft_target_at_a_coarser_grid_is_its_likeliest_class() -> None:
+    label = torch.rand(2, K, 8, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(2, 8, 8)
+    weight[:, :3] = 0
+    coarse = Target(label, weight, weight).at((4, 4))
+    assert torch.equal(coarse, torch.where(weight[:, ::2, ::2] > 0, label.argmax(1)[:, ::2, ::2], IGNORE))
+
+
 def test_entropy_is_bounded_by_certain_and_uniform_predictions() -> None:
     certain = torch.tensor([100.0, 0, 0, 0]).view(1, 4, 1, 1)
     assert entropy(certain).item() == pytest.approx(0, abs=1e-6)

@@ -16,7 +16,7 @@ from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
 from ..models.teacher import Teacher
 from ..seams import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
-from ..statistics import pseudo_label_statistics, share
+from ..statistics import pseudo_label_statistics, share, soft_label_statistics
 from ..types import (
     AuxiliaryLoss,
     Batch,
@@ -104,6 +104,8 @@ class MeanTeacher(nn.Module):
         image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
         losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
+        if weak.target.label.dim() == 4:
+            statistics |= soft_label_statistics(weak.target, batch.u_hidden)
 
         # 4. the same pixels, moved in feature space
         if self.perturb is not None and t >= self.perturb_from:

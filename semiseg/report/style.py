@@ -8,8 +8,14 @@ import plotly.io as pio
 import seaborn as sns
 
 _PALETTE = sns.color_palette("deep").as_hex()
-METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0], "ddfp": _PALETTE[3], "dgcl": _PALETTE[2]}
-METHOD_TITLES = {"supervised": "supervised", "mean_teacher": "mean teacher", "ddfp": "DDFP", "dgcl": "DGCL"}
+METHOD_TITLES = {
+    "supervised": "supervised",
+    "mean_teacher": "mean teacher",
+    "ddfp": "DDFP",
+    "dgcl": "DGCL",
+    "esl": "ESL",
+}
+METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True))
 
 
 def use_style() -> None:
