@@ -184,11 +184,20 @@ def _smoke(base: Recipe) -> Recipe:
 
 
 def _voc_tiny(base: Recipe) -> Recipe:
-    """Small VOC images on a laptop: MobileNetV2, crop 128."""
+    """Small VOC images on a laptop: MobileNetV2, crop 128, AdamW because there is no time for SGD to converge."""
     return replace(
         base,
         network=Network("mobilenet_v2", 16, "imagenet", width=96, low_width=24, rates=(2, 4, 6)),
-        optimization=Optimization(128, (0.5, 2.0), 8, epochs=10, epoch_steps=30, lr=5e-3, head_lr_factor=10.0),
+        optimization=Optimization(
+            crop=128,
+            batch=8,
+            epochs=10,
+            epoch_steps=30,
+            optimizer="adamw",
+            lr=5e-4,
+            head_lr_factor=4.0,
+            weight_decay=1e-2,
+        ),
         consistency=Consistency(tau=0.95, decay=0.99),
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
         dgcl=_fewer_pixels(2 * 8 * 32 * 32, embedding=96),
