@@ -129,7 +129,9 @@ def seeds(frame: pd.DataFrame) -> Figure:
     """Every seed as a point, and the mean: mIoU of methods by split.  `frame` is `runs.table`."""
     figure, ax = plt.subplots(figsize=(7, 3.4))
     shown = {"data": frame, "x": "split", "y": "miou", "hue": "method", "palette": METHOD_COLORS, "ax": ax}
-    sns.pointplot(**shown, dodge=0.53, linestyle="none", marker="_", markersize=18, errorbar=None, legend=False)
+    methods = frame.method.nunique()
+    beside = 0.8 * (methods - 1) / methods if methods > 1 else False  # where stripplot puts its points
+    sns.pointplot(**shown, dodge=beside, linestyle="none", marker="_", markersize=18, errorbar=None, legend=False)
     sns.stripplot(**shown, dodge=True, jitter=False, size=6, alpha=0.8)
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles, [METHOD_TITLES.get(name, name) for name in labels], frameon=False)
