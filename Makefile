@@ -41,7 +41,7 @@ demo: $(VENV)/.book ## train DDFP on the embedded data from its notebook, on the
 test: $(VENV)/.dev ## run the tests, then compare every committed notebook with a fresh execution
 	@status=0; \
 	$(PY) -m pytest || status=1; \
-	SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
+	OMP_NUM_THREADS=1 SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
 	exit $$status
 
 book: $(VENV)/.book ## build the book into _build/html, warnings are errors

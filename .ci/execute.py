@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 def main(names: list[str]) -> None:
     os.environ["SEMISEG_REUSE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # waiting threads spin: on a busy machine minutes instead of seconds
     for script in sorted(FOLDER.glob("*.py")):
         if names and script.stem not in names:
             continue

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..banks import as_pixels
@@ -106,7 +107,8 @@ def _one(
 def embed(s: Sample, seed: int = 0) -> np.ndarray:
     """t-SNE of features and descended copies together: (2, N, 2)."""
     both = torch.cat((s.features, s.descended)).numpy()
-    points = TSNE(perplexity=30, init="pca", random_state=seed).fit_transform(both)
+    with threadpool_limits(1):  # its threads wait by spinning: on a busy machine minutes instead of seconds
+        points = TSNE(perplexity=30, init="pca", random_state=seed).fit_transform(both)
     return points.reshape(2, len(s.features), 2)
 
 

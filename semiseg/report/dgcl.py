@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..banks import as_pixels
@@ -87,7 +88,9 @@ def largest_classes(p: Pixels, most: int = 5, but: Sequence[int] = (0,)) -> list
 def _tsne(features: Tensor, seed: int, perplexity: float = 32) -> NDArray[np.float32]:
     """Two coordinates per feature, perplexity 32 as in the paper."""
     few = min(perplexity, max(1.0, (len(features) - 1) / 3))
-    points: NDArray[np.float32] = TSNE(perplexity=few, init="pca", random_state=seed).fit_transform(features.numpy())
+    with threadpool_limits(1):  # its threads wait by spinning: on a busy machine minutes instead of seconds
+        tsne = TSNE(perplexity=few, init="pca", random_state=seed)
+        points: NDArray[np.float32] = tsne.fit_transform(features.numpy())
     return points
 
 

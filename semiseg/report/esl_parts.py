@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..banks import as_pixels
@@ -215,7 +216,8 @@ def embedding_maps(samples: Mapping[str, pd.DataFrame], palette: Mapping[str, tu
     for ax, (title, sample) in zip(axes[0], samples.items(), strict=True):
         z = F.normalize(torch.tensor(sample.filter(regex=r"^z\d").to_numpy()).float(), dim=1).numpy()
         perplexity = min(30, max(2, (len(z) - 1) // 3))
-        x, y = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(z).T
+        with threadpool_limits(1):  # its threads wait by spinning: on a busy machine minutes instead of seconds
+            x, y = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(z).T
         frames.append(sample[["class", "part"]].assign(model=title, x=x, y=y))
         for number, alpha in ((1, 0.95), (2, 0.35)):
             shown = frames[-1][frames[-1].part == number]
