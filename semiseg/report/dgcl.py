@@ -136,7 +136,7 @@ def density_map(
         {
             "class": [classes[c] for c in drawn.predicted.tolist()], "x": points[:, 0], "y": points[:, 1],
             "density": rho, "confidence": drawn.confidence,
-            "right": torch.where(drawn.truth == IGNORE, torch.nan, (drawn.truth == drawn.predicted).float()),
+            "right": torch.where(drawn.truth == IGNORE, torch.nan, (drawn.truth == drawn.predicted).double()),
         }
     )  # fmt: skip
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), sharex=True, sharey=True)
