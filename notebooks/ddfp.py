@@ -196,7 +196,12 @@ fig = pictures.predictions(images, shown, networks | {"DDFP": host.teacher.model
 
 # %% tags=["hide-input"]
 sample = figures.sample(
-    host.teacher.model, host.perturb, images, images.val[:200], tau=settings.consistency.tau, per_class=120
+    host.teacher.model,
+    host.perturb,
+    images,
+    images.val[: 200 if data == "digits" else 24],
+    tau=settings.consistency.tau,
+    per_class=120,
 )
 by_class = sample.table(images.classes)
 fell = (sample.log_p_descended < sample.log_p).float().mean().item()

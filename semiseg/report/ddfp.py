@@ -185,7 +185,7 @@ def toy_flow(steps: int = 250, seed: int = 0) -> tuple[Tensor, Tensor, MixtureFl
 
     x, y = make_moons(1000, noise=0.08, random_state=seed)
     v, labels = torch.tensor(x, dtype=torch.float), torch.tensor(y)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), threadpool_limits(1):
         torch.manual_seed(seed)
         flow = MixtureFlow(2, 2, blocks=4, hidden=32)
         known = torch.rand(len(v)) < 0.1
