@@ -71,6 +71,7 @@ if weights:
     settings = replace(settings, network=replace(settings.network, weights=weights))
 images = open_data(data, root, classes, train_list)
 partition = open_split(images, split, seed, labeled_list)
+settings = replace(settings, split=partition.name)
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]
 pd.DataFrame(
