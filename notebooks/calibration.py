@@ -112,7 +112,8 @@ pd.DataFrame.from_dict(summary, orient="index").round(2)
 
 # %% [markdown]
 # Read the first row as the benchmark's definition and the last one as what unlabeled images add once augmentation is matched.
-# The comparison of a *method* with its *host* in the chapters is not affected: both see the same views.
+# DDFP and mean teacher see the same views, so their comparison is not affected. DGCL and ESL paste without changing colors,
+# as in their papers: beside mean teacher they lack that augmentation, and their chapters train a baseline of their own.
 #
 # ## What was tried
 #
