@@ -200,6 +200,22 @@ class ESL:
 
 
 @dataclass(frozen=True)
+class UPC:
+    """The patches of an unlabeled image that labeled ones replace; Tables 5 to 8 vary `select`, `n` and `k`."""
+
+    n: int = 4  # patches per side
+    k: tuple[int, ...] = (2, 3, 5)  # patches replaced; more than one number: RAS
+    rows: Literal["all", "sample"] = "sample"  # "all": a row per k (paper, Eq. 7); "sample": one row, k drawn from them
+    select: Literal["uncertainty", "random", "oracle", "oracle_area"] = "uncertainty"
+
+    def __post_init__(self) -> None:
+        one_of("rows", self.rows, ("all", "sample"))
+        one_of("select", self.select, ("uncertainty", "random", "oracle", "oracle_area"))
+        if self.n < 1 or not self.k or min(self.k) < 0 or max(self.k) > self.n**2:
+            raise ValueError(f"UPC needs n >= 1 and each k in 0..n*n, got n={self.n}, k={self.k}")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How the validation set is scored, and how often."""
 

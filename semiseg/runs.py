@@ -23,6 +23,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from .recipes import label_of
+
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
 LISTS = ("labeled.txt", "unlabeled.txt")
 LOCAL = "local"  # runs/local is not committed
@@ -61,6 +63,11 @@ class Run:
         return pd.read_csv(self.folder / METRICS)
 
     @property
+    def label(self) -> str:
+        """The method and its plug-ins, as in 'cps+upc'."""
+        return label_of(self.record["recipe"])
+
+    @property
     def miou(self) -> float:
         """The headline: mIoU of the teacher after the last epoch, in [0, 1]."""
         return self.record["last"]["teacher"]["miou"]
@@ -82,7 +89,9 @@ def table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: method, data, scale, split, seed, mIoU in percent (teacher, last epoch), minutes."""
     rows = [
         {
-            **{k: r.record["recipe"][k] for k in ("data", "scale", "split", "method", "seed")},
+            **{k: r.record["recipe"][k] for k in ("data", "scale", "split")},
+            "method": r.label,
+            "seed": r.record["recipe"]["seed"],
             "miou": 100 * r.miou,
             "student": 100 * r.record["last"]["student"]["miou"],
             "best": 100 * r.record["best"]["teacher"]["miou"],

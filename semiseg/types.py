@@ -28,6 +28,9 @@ class Batch(NamedTuple):
     u_strong: Tensor  # (V, B, 3, H, W)  the same crops, strong views
     u_valid: Tensor  # (B, H, W) bool    False on padding
     u_hidden: Tensor  # (B, H, W) long   masks of unlabeled images, IGNORE where unknown; for statistics, not for a loss
+    u_given: Tensor | None = None  # (B, H, W) long    pseudo-labels from disk (ST++), IGNORE on padding
+    u_entropy: Tensor | None = None  # (B, H, W)       their entropy in nats, 0 on padding
+    u_boxes: Tensor | None = None  # (B, K, H, W) bool inside a detected box of that class (WPL)
 
 
 class Output(NamedTuple):
@@ -99,6 +102,7 @@ class View:
     student: Output | None = None
     entropy: Tensor | None = None  # (B, H, W) of the teacher's prediction, in nats
     boxes: Tensor | None = None  # (B, K, H, W) bool, inside a detected box of that class (WPL)
+    hidden: Tensor | None = None  # (B, H, W) long, the true mask of an unlabeled image; for statistics and UPC's oracle
 
     def seen_by(self, student: Output) -> View:
         return replace(self, student=student)
@@ -142,6 +146,7 @@ class Paste:
             teacher,
             entropy=moved(own.entropy, 0),
             boxes=moved(own.boxes, 1),
+            hidden=moved(own.hidden, IGNORE),
         )
 
 

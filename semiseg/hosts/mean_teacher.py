@@ -6,6 +6,7 @@ teacher(x, u_weak) -> pseudo-label -> mix -> student(x, mixed [, u_weak]) -> wei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -87,10 +88,11 @@ class MeanTeacher(nn.Module):
         predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
         labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
         on_u = predicted.rows(n)
-        weak = View(batch.u_weak, self.label(on_u, batch.u_valid, t), on_u, entropy=entropy(on_u.logits))
+        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
+        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
 
         # 2. one paste moves the strong image and all that is known about its pixels
-        strong = View(batch.u_strong[0] if self.color else batch.u_weak, weak.target, on_u, entropy=weak.entropy)
+        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
         paste = self.mix(strong, labeled)
         mixed = paste.view(strong, labeled)
 

@@ -15,7 +15,13 @@ METHOD_TITLES = {
     "dgcl": "DGCL",
     "esl": "ESL",
 }
+PLUG_IN_TITLES = {"upc": "UPC"}
 METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True))
+
+
+def title(label: str) -> str:
+    """How figures and tables call a method and its plug-ins: 'mean_teacher+upc' -> 'mean teacher + UPC'."""
+    return " + ".join((METHOD_TITLES | PLUG_IN_TITLES)[name] for name in label.split("+"))
 
 
 def use_style() -> None:

@@ -7,19 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from ..recipes import differences, recipe
+from ..recipes import differences, usual
 from ..runs import Run, table
-from .style import METHOD_TITLES
+from .style import title
 
 
 def per_class(run: Run, baselines: Sequence[Run] = ()) -> pd.DataFrame:
     """IoU in percent per class: the run's student and teacher after the last epoch, and the baselines' teachers."""
-    columns = {
-        f"{METHOD_TITLES[run.record['recipe']['method']]}, {who}": run.record["last"][who]
-        for who in ("student", "teacher")
-    }
+    columns = {f"{title(run.label)}, {who}": run.record["last"][who] for who in ("student", "teacher")}
     for other in baselines:
-        columns[f"{METHOD_TITLES[other.record['recipe']['method']]}, teacher"] = other.record["last"]["teacher"]
+        columns[f"{title(other.label)}, teacher"] = other.record["last"]["teacher"]
     frame = pd.DataFrame({name: [*scores["iou"], scores["miou"]] for name, scores in columns.items()})
     frame.index = pd.Index([*run.record["data"]["classes"], "mean"], name="class")
     return (100 * frame.astype(float)).round(2)
@@ -50,12 +47,11 @@ def same_setting(run: Run, runs: Sequence[Run]) -> list[Run]:
 
 
 def standard(runs: Sequence[Run]) -> list[Run]:
-    """The runs of unchanged recipes: what `recipe(method, data, split, scale, seed)` makes, nothing replaced."""
+    """The runs of unchanged recipes: `recipe(method, data, split, scale, seed)`, plug-ins added, nothing replaced."""
 
     def unchanged(r: Run) -> bool:
         made = r.record["recipe"]
-        usual = recipe(made["method"], made["data"], made["split"], made["scale"], made["seed"])
-        return not differences(usual.as_dict(), made)
+        return not differences(usual(made).as_dict(), made)
 
     return [r for r in runs if unchanged(r)]
 
@@ -74,8 +70,8 @@ def paired_gain(runs: Sequence[Run], method: str, baseline: str) -> pd.DataFrame
     Raises ValueError where two runs of one seed were not trained on the same lists.
     """
     pairs = []
-    for a in (r for r in runs if r.record["recipe"]["method"] == method):
-        for b in (r for r in runs if r.record["recipe"]["method"] == baseline):
+    for a in (r for r in runs if r.label == method):
+        for b in (r for r in runs if r.label == baseline):
             keys = ("data", "scale", "split", "seed")
             if any(a.record["recipe"][k] != b.record["recipe"][k] for k in keys):
                 continue
@@ -91,7 +87,7 @@ def gain_summary(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> pd.Da
     rows = []
     for method, baseline in pairs:
         for split, gains in paired_gain(runs, method, baseline).groupby("split", sort=False).gain:
-            what = f"{METHOD_TITLES[method]} minus {METHOD_TITLES[baseline]}"
+            what = f"{title(method)} minus {title(baseline)}"
             rows.append([what, split, gains.mean(), gains.std(), gains.min(), len(gains)])
     return pd.DataFrame(rows, columns=["difference", "split", "mean", "s.d.", "smallest", "seeds"]).round(2)
 
@@ -100,7 +96,7 @@ def with_counts(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run: method, seed, labeled and unlabeled images, steps, mIoU in percent (last and best epoch)."""
     rows = [
         {
-            "method": METHOD_TITLES[r.record["recipe"]["method"]],
+            "method": title(r.label),
             "seed": r.record["recipe"]["seed"],
             "labeled": r.record["split"]["labeled"],
             "unlabeled": r.record["split"]["unlabeled"],
