@@ -16,6 +16,7 @@ from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
 from .methods.esl import DynamicLabels, PixelToPart
+from .methods.wpl import RankWeight
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
 from .options import ESL
@@ -55,6 +56,7 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
         student,
         label=ConfidentLabels(c.tau),
         mix=CutMix(c.cutmix_p, c.cutmix_area),
+        weigh=_weigher(recipe, student, classes),
         divisor=c.divisor,
         criterion=criterion,
         decay=0.0 if c.teacher == "self" else c.decay,
@@ -82,6 +84,17 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
             contrast = _pixel_to_part(recipe.esl, student, classes)
             weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
             return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
+
+
+def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight | None:
+    """WPL where the recipe asks for it; None: every pixel counts the same."""
+    w = recipe.wpl
+    if w is None:
+        return None
+    return RankWeight(
+        classes, student.width, k=w.k, offset=w.offset, similarity=w.similarity, reliable=w.reliable, sure=w.sure,
+        memory=w.memory, quota=w.quota, resolution=w.resolution, unknown=w.unknown, in_divisor=w.in_divisor,
+    )  # fmt: skip
 
 
 def _falling(recipe: Recipe) -> Callable[..., EntropyFilter]:

@@ -216,6 +216,31 @@ class UPC:
 
 
 @dataclass(frozen=True)
+class WPL:
+    """The weights of pseudo-labels by rank statistics; Table 3 varies `reliable`, Fig. 6 and 7 `similarity` and `k`."""
+
+    k: int = 5
+    offset: float = 0.0  # 1: released code
+    similarity: Literal["rank", "cosine", "euclidean"] = "rank"
+    reliable: Literal["detector", "confidence", "none"] = "detector"
+    sure: float = 0.95
+    memory: int = 256
+    quota: int = 1  # vectors a class stores per image
+    resolution: Literal["features", "full"] = "features"  # "full": released code
+    unknown: float = 1.0  # weight of a class without prototype
+    in_divisor: bool = True  # released code; False: Eq. 5
+    box_score: float = 0.85  # of detections that confirm pixels; 0.95 on Cityscapes
+
+    def __post_init__(self) -> None:
+        one_of("similarity", self.similarity, ("rank", "cosine", "euclidean"))
+        one_of("reliable", self.reliable, ("detector", "confidence", "none"))
+        one_of("resolution", self.resolution, ("features", "full"))
+        positive(k=self.k, memory=self.memory, quota=self.quota)
+        if not 0 <= self.sure <= 1 or not 0 <= self.box_score <= 1 or min(self.offset, self.unknown) < 0:
+            raise ValueError("WPL needs sure and box_score in [0, 1], offset and unknown >= 0")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How the validation set is scored, and how often."""
 

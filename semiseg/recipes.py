@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .options import DDFP, DGCL, ESL, UPC, Consistency, Evaluation, Network, Optimization, one_of
+from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
 
 Method = Literal["supervised", "mean_teacher", "ddfp", "dgcl", "esl"]
 Scale = Literal["smoke", "tiny", "paper"]
@@ -30,7 +30,7 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "esl": (_NO_TAU, "esl"),
 }
 _OWN = ("ddfp", "dgcl", "esl")
-_PLUG_INS = ("upc",)
+_PLUG_INS = ("upc", "wpl")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Recipe:
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
     upc: UPC | None = None
+    wpl: WPL | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -93,6 +94,7 @@ class Recipe:
             "dgcl": DGCL,
             "esl": ESL,
             "upc": UPC,
+            "wpl": WPL,
             "evaluation": Evaluation,
         }
         given = dict(values)
@@ -116,7 +118,8 @@ def label_of(values: Mapping[str, Any]) -> str:
 def usual(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the same method, plug-ins, data, split, scale and seed with nothing replaced."""
     made = recipe(values["method"], values["data"], values["split"], values["scale"], values["seed"])
-    return replace(made, upc=UPC() if "upc" in values else None)
+    upc, wpl = (part() if name in values else None for name, part in (("upc", UPC), ("wpl", WPL)))
+    return replace(made, upc=upc, wpl=wpl)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -68,6 +68,8 @@ class EntropyFilter:
 class UniformWeight(nn.Module):
     """Pixel weighter: every pixel counts the same."""
 
+    in_divisor = True
+
     def observe(self, labeled: View, mixed: View) -> None:
         pass
 
@@ -119,4 +121,5 @@ def weigh_and_mix(weigh: PixelWeighter, paste: Paste, own: View, donors: View, m
     Weigh-then-mix equals mix-then-weigh, so a weighter never knows the mixer.
     """
     weigh.observe(donors, mixed)
-    return mixed.target.times(paste(weigh(own), torch.ones_like(donors.target.weight)))
+    factor = paste(weigh(own), torch.ones_like(donors.target.weight))
+    return mixed.target.times(factor) if weigh.in_divisor else mixed.target.only(factor)

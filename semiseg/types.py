@@ -68,7 +68,7 @@ class Target:
         return replace(self, weight=self.weight * factor, denominator=self.denominator * factor)
 
     def only(self, keep: Tensor) -> Target:
-        """Filter (B, H, W): the pixel leaves the sum, its place in the divisor stays (thresholds)."""
+        """Filter or factor (B, H, W) of the sum alone; the pixel's place in the divisor stays (thresholds)."""
         return replace(self, weight=self.weight * keep)
 
     def like(self, other: Target) -> Target:
@@ -173,7 +173,12 @@ class Mixer(Protocol):
 
 
 class PixelWeighter(Protocol):
-    """A factor for each pixel of a view, (B, H, W); `observe` learns, without gradient, from what was seen."""
+    """A factor for each pixel of a view, (B, H, W); `observe` learns, without gradient, from what was seen.
+
+    What it wants logged it leaves in an attribute `statistics`, as an AuxiliaryLoss.
+    """
+
+    in_divisor: bool  # the factors also enter the divisor of the loss
 
     def observe(self, labeled: View, mixed: View) -> None: ...
     def __call__(self, view: View) -> Tensor: ...

@@ -105,7 +105,7 @@ class MeanTeacher(nn.Module):
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
         image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
         losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
-        statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
+        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | getattr(self.weigh, "statistics", {})
         if weak.target.label.dim() == 4:
             statistics |= soft_label_statistics(weak.target, batch.u_hidden)
 

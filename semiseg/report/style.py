@@ -15,7 +15,7 @@ METHOD_TITLES = {
     "dgcl": "DGCL",
     "esl": "ESL",
 }
-PLUG_IN_TITLES = {"upc": "UPC"}
+PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
 METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True))
 
 
