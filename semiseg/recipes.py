@@ -118,8 +118,7 @@ def label_of(values: Mapping[str, Any]) -> str:
 def usual(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the same method, plug-ins, data, split, scale and seed with nothing replaced."""
     made = recipe(values["method"], values["data"], values["split"], values["scale"], values["seed"])
-    upc, wpl = (part() if name in values else None for name, part in (("upc", UPC), ("wpl", WPL)))
-    return replace(made, upc=upc, wpl=wpl)
+    return replace(made, upc=UPC() if "upc" in values else None, wpl=WPL() if "wpl" in values else None)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
