@@ -241,6 +241,29 @@ class WPL:
 
 
 @dataclass(frozen=True)
+class Detector:
+    """WPL's Faster R-CNN and its training on the labeled images."""
+
+    backbone: str = "resnet50"
+    weights: str | None = "imagenet"  # of the encoder, never of a detector
+    size: int = 513  # short side of the images, pixels
+    batch: int = 8
+    epochs: int = 200
+    patience: int = 20  # epochs without a better F1 on held-out labeled images
+    held_out: float = 0.2
+    lr: float = 1e-4
+    weight_decay: float = 5e-4
+    min_pixels: int = 90  # of a component that gets a box
+    most: int = 50  # boxes of an image
+
+    def __post_init__(self) -> None:
+        one_of("backbone", self.backbone, BACKBONES)
+        positive(size=self.size, batch=self.batch, epochs=self.epochs, patience=self.patience, lr=self.lr)
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be in (0, 1), got {self.held_out}")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How the validation set is scored, and how often."""
 

@@ -1,0 +1,84 @@
+"""The detector learns boxes from masks, stops by held-out labeled images, and reads no other image."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+
+from semiseg.data.boxes import Boxes, component_boxes
+from semiseg.models.detector import detect, f1, hits, make_detector, train_detector
+from semiseg.options import Detector
+
+SMALL = Detector("tiny", None, size=64, batch=8, epochs=12, patience=12, lr=3e-3, min_pixels=4, most=5)
+THINGS = (1, 2, 3)
+
+
+def boxes(*rows: Sequence[float], labels: Sequence[int] = (), scores: Sequence[float] = ()) -> Boxes:
+    return Boxes(
+        torch.tensor(rows, dtype=torch.float32).view(-1, 4),
+        torch.tensor(labels or [1] * len(rows)),
+        torch.tensor(scores or [1.0] * len(rows)),
+    )
+
+
+def test_hits_need_overlap_and_class() -> None:
+    truth = boxes((0, 0, 10, 10), labels=[2])
+    found = boxes((0, 0, 10, 9), (0, 0, 10, 9), (5, 5, 15, 15), labels=[2, 1, 2])
+    assert hits(found, truth, 0.8).tolist() == [True, False, False]
+    assert hits(boxes(), truth, 0.5).tolist() == [] and hits(found, boxes(), 0.5).tolist() == [False] * 3
+
+
+def test_f1_by_hand() -> None:
+    truth = [boxes((0, 0, 10, 10)), boxes((0, 0, 10, 10), (20, 20, 30, 30))]
+    found = [boxes((0, 0, 10, 10), (40, 40, 50, 50)), boxes((0, 0, 10, 10), scores=[0.6])]
+    assert f1(found, truth) == pytest.approx(2 / 3)  # precision 2/3, recall 2/3
+    assert f1(found, truth, score=0.7) == pytest.approx(2 * 0.5 * (1 / 3) / (0.5 + 1 / 3))
+    assert f1([boxes()], [boxes((0, 0, 1, 1))]) == 0.0
+
+
+class Watched(toys.Blobs):
+    """Notes which images were opened."""
+
+    def __init__(self, train: int) -> None:
+        super().__init__(train=train)
+        self.opened: set[str] = set()
+
+    def image(self, key: str) -> Tensor:
+        self.opened.add(key)
+        return super().image(key)
+
+
+def test_it_learns_from_labeled_images_alone() -> None:
+    data = Watched(48)
+    labeled, others = data.train[:32], data.train[32:]
+    net, rows = train_detector(data, labeled, THINGS, SMALL)
+    assert data.opened == set(labeled)
+    assert rows[-1]["loss"] < rows[0]["loss"] and max(r["f1"] for r in rows) > rows[0]["f1"]
+    found = detect(net, data, others, THINGS)
+    truth = [component_boxes(data.mask(key), THINGS) for key in others]
+    assert f1([found[key] for key in others], truth, score=0.3) > 0.3
+    assert set(torch.cat([found[key].labels for key in others]).tolist()) <= set(THINGS)
+
+
+def test_it_stops_when_held_out_images_gain_nothing() -> None:
+    data = toys.Blobs(train=6)
+    _, rows = train_detector(data, data.train, THINGS, Detector("tiny", None, 64, epochs=9, patience=2, lr=1e-9))
+    assert len(rows) == 3
+
+
+def test_images_without_boxes_are_not_enough() -> None:
+    data = toys.Blobs()
+    with pytest.raises(ValueError, match="a detector needs two labeled images with boxes, blobs gives 0"):
+        train_detector(data, data.train, (0,), Detector("tiny", None, 64, min_pixels=10**6))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_pyramids_on_torchvisions_encoders(name: str) -> None:
+    net = make_detector(Detector(name, None, size=64), 3).train()
+    target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1])}
+    losses = net([torch.rand(3, 64, 80)], [target])
+    torch.stack(list(losses.values())).sum().backward()
+    stem = next(net.backbone.body.parameters())
+    assert stem.grad is not None and stem.grad.abs().sum() > 0
