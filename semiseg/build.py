@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,14 +17,15 @@ from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
 from .methods.esl import DynamicLabels, PixelToPart
+from .methods.perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
 from .methods.wpl import RankWeight
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
-from .options import ESL
+from .options import DDFP, ESL
 from .parts import Parts
 from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
-from .types import Output, Target
+from .types import FeaturePerturber, Output, Target
 
 
 def _embedding(recipe: Recipe) -> int:
@@ -68,11 +70,9 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
             return host()
         case "ddfp":
             d = recipe.ddfp
-            step = DensityDescent(
-                student.width, classes, eps=d.eps, tap=d.tap, learn_means=d.learn_means, sampling=d.sampling,
-                noise=d.noise, hidden=d.flow_hidden,
-            )  # fmt: skip
-            return host(perturb=step, perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
+            made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
+            made.perturb = _step(d, student, made.teacher.model, classes)
+            return made
         case "dgcl":
             g, falling = recipe.dgcl, _falling(recipe)
             auxiliary = _density_contrast(recipe, student, classes) if g.weight else None
@@ -84,6 +84,25 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
             contrast = _pixel_to_part(recipe.esl, student, classes)
             weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
             return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
+
+
+def _step(d: DDFP, student: DeepLabV3Plus, teacher: nn.Module, classes: int) -> FeaturePerturber:
+    """DDFP's step, or the rival of it that Tables 4 and 7 ask for."""
+    match d.step:
+        case "normal":
+            return RandomNormal(d.eps)
+        case "uniform":
+            return UniformNoise()
+        case "dropout":
+            return ChannelDropout()
+        case "vat":
+            return VAT(decoder_of(teacher), eps=d.eps)
+        case "vat_published":
+            return published_vat(decoder_of(teacher))
+    return DensityDescent(
+        student.width, classes, eps=d.eps, tap=d.tap, learn_means=d.learn_means, sampling=d.sampling,
+        noise=d.noise, hidden=d.flow_hidden,
+    )  # fmt: skip
 
 
 def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight | None:

@@ -6,8 +6,8 @@ field says so, and `recipes.paper` and `recipes.official` choose one side of all
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from .losses import Divisor
 from .models.backbones import BACKBONES
@@ -24,6 +24,11 @@ def positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not value > 0:
             raise ValueError(f"{name} must be > 0, got {value!r}")
+
+
+def later(default: Any) -> Any:
+    """A field added after records were written: `as_dict` leaves it out while it has its default."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,10 @@ class DDFP:
     noise: float = 0.05
     perturb_from_epoch: int = 2
     flow_hidden: int = 256
+    step: Literal["density", "normal", "uniform", "dropout", "vat", "vat_published"] = later("density")  # Tables 4, 7
 
     def __post_init__(self) -> None:
+        one_of("step", self.step, ("density", "normal", "uniform", "dropout", "vat", "vat_published"))
         one_of("tap", self.tap, ("decoder_input", "features"))
         one_of("sampling", self.sampling, ("uniform", "equal"))
 

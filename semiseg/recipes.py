@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -79,6 +79,8 @@ class Recipe:
         absent = [name for name in _PLUG_INS if used[name] is None]
         for name in {*_OWN, *absent} - {own}:
             del used[name]
+        for name in used.keys() & {f.name for f in fields(self)}:
+            _leave_out_later(getattr(self, name), used[name])
         if self.network.weights is not None:
             used["network"]["weights"] = Path(self.network.weights).name  # where the file lies is not the recipe
         return json.loads(json.dumps(used))
@@ -108,6 +110,13 @@ class Recipe:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _leave_out_later(part: Any, used: dict[str, Any]) -> None:
+    """Drop the fields of a part that were added later and have their default."""
+    for f in fields(part) if is_dataclass(part) else ():
+        if f.metadata.get("later") and f.name in used and getattr(part, f.name) == f.default:
+            del used[f.name]
 
 
 def label_of(values: Mapping[str, Any]) -> str:

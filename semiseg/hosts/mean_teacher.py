@@ -111,12 +111,12 @@ class MeanTeacher(nn.Module):
 
         # 4. the same pixels, moved in feature space
         if self.perturb is not None and t >= self.perturb_from:
-            moved = self._perturbed(z[n:m], output.rows(n, m), target)
+            moved, lengths = self._perturbed(z[n:m], output.rows(n, m), target)
             image_weight, feature_weight = self.perturbed_weights
             losses["unlabeled"] = image_weight * image_term
             losses["perturbed"] = feature_weight * pixel_cross_entropy(moved.logits, target, self.divisor)
             flipped = moved.logits.argmax(1) != output.rows(n, m).logits.argmax(1)
-            statistics["flipped"] = share(flipped, target.weight > 0)
+            statistics |= {"flipped": share(flipped, target.weight > 0), **lengths}
         else:
             losses["unlabeled"] = self.unlabeled_weight * image_term
         if self.perturb is not None:
@@ -128,7 +128,8 @@ class MeanTeacher(nn.Module):
             statistics |= getattr(self.auxiliary, "statistics", {})
         return Step(losses, statistics)
 
-    def _perturbed(self, z: Tensor, clean: Output, target: Target) -> Output:
+    def _perturbed(self, z: Tensor, clean: Output, target: Target) -> tuple[Output, dict[str, Tensor]]:
+        """The output at start + delta, and the mean length of delta and of start at a pixel."""
         assert self.perturb is not None
         at_input = self.perturb.tap == "decoder_input"
         onward: nn.Module = self.student.refine if at_input else nn.Identity()
@@ -136,7 +137,9 @@ class MeanTeacher(nn.Module):
         with second_statistics(self.student):
             delta = self.perturb(start, onward, target)
             features = onward(start + delta)
-        return self.student.head(features, clean.deep, target.weight.shape[-2:])
+        lengths = {name: v.detach().float().norm(dim=1) for name, v in (("step_norm", delta), ("start_norm", start))}
+        logged = {name: torch.stack((v.sum(), v.new_tensor(v.numel()))) for name, v in lengths.items()}
+        return self.student.head(features, clean.deep, target.weight.shape[-2:]), logged
 
     def after_step(self) -> None:
         if self._warming_up:
