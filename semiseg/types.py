@@ -8,7 +8,7 @@ Sizes, used in every shape comment:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -103,6 +103,26 @@ class View:
     entropy: Tensor | None = None  # (B, H, W) of the teacher's prediction, in nats
     boxes: Tensor | None = None  # (B, K, H, W) bool, inside a detected box of that class (WPL)
     hidden: Tensor | None = None  # (B, H, W) long, the true mask of an unlabeled image; for statistics and UPC's oracle
+
+    @staticmethod
+    def joined(views: Sequence[View]) -> View:
+        """The images of several views as one batch.  What one of them lacks, the whole lacks."""
+
+        def cat(planes: list[Tensor | None]) -> Tensor | None:
+            known = [p for p in planes if p is not None]
+            return torch.cat(known) if len(known) == len(planes) else None
+
+        def outputs(each: list[Output | None]) -> Output | None:
+            known = [o for o in each if o is not None]
+            return Output(*map(torch.cat, zip(*known, strict=True))) if len(known) == len(each) else None
+
+        targets = [view.target for view in views]
+        planes = (torch.cat(v) for v in zip(*((t.label, t.weight, t.denominator) for t in targets), strict=True))
+        return View(
+            torch.cat([view.image for view in views]), Target(*planes),
+            outputs([view.teacher for view in views]), outputs([view.student for view in views]),
+            *(cat([getattr(view, name) for view in views]) for name in ("entropy", "boxes", "hidden")),
+        )  # fmt: skip
 
     def seen_by(self, student: Output) -> View:
         return replace(self, student=student)

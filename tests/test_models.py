@@ -80,15 +80,6 @@ def test_the_stages_compose_to_the_whole() -> None:
     assert network().eval()(x).embedding.shape[1] == 0
 
 
-def test_dropped_channels_are_zero_in_both_backbone_outputs() -> None:
-    net, x = network().eval(), torch.rand(1, 3, 32, 32)
-    _, deep = net.trunk(x)
-    _, dropped = net.trunk(x, drop=0.5)
-    zero = (dropped == 0).all((2, 3))
-    assert 0 < zero.float().mean() < 1
-    torch.testing.assert_close(dropped[~zero], 2 * deep[~zero])
-
-
 @pytest.mark.parametrize(("status", "first_main"), [("clean", None), ("adv", 0), ("warm_up", 3), ("mix", 4)])
 def test_dual_batch_norm_matches_official_routings(status: str, first_main: int | None) -> None:
     g = torch.load(GOLDEN / "ddfp_mixbn.pt", weights_only=True)

@@ -2,7 +2,7 @@
 
     image --trunk--> z (decoder input, stride 4), deep --refine--> features --head--> logits
 
-DDFP perturbs z or the features; the contrastive papers read the embedding; UniMatch drops channels in the trunk.
+DDFP perturbs z or the features; the contrastive papers read the embedding; UniMatch drops channels before `fuse`.
 """
 
 from __future__ import annotations
@@ -67,15 +67,14 @@ class DeepLabV3Plus(nn.Module):
         self.project = nn.Sequential(*_block(width, width, 1), nn.Conv2d(width, embedding, 1)) if embedding else None
         self.width, self.decoder_width, self.embedding = width, low_width + width, embedding
 
-    def trunk(self, x: Tensor, drop: float = 0.0) -> tuple[Tensor, Tensor]:
-        """x (B, 3, H, W) -> z (B, C, h, w) at stride 4 and deep features (B, L, h', w').
+    def fuse(self, low: Tensor, deep: Tensor) -> Tensor:
+        """Both maps of the backbone -> z (B, C, h, w) at stride 4."""
+        return torch.cat((self.reduce(low), _resize(self.aspp(deep), low.shape[-2:])), 1)
 
-        drop is the share of backbone channels set to zero (UniMatch's feature perturbation).
-        """
+    def trunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 3, H, W) -> z (B, C, h, w) at stride 4 and deep features (B, L, h', w')."""
         low, deep = self.backbone(x)
-        if drop > 0:
-            low, deep = F.dropout2d(low, drop), F.dropout2d(deep, drop)
-        return torch.cat((self.reduce(low), _resize(self.aspp(deep), low.shape[-2:])), 1), deep
+        return self.fuse(low, deep), deep
 
     def head(self, features: Tensor, deep: Tensor, size: tuple[int, int] | torch.Size) -> Output:
         """features (B, D, h, w) -> Output with logits at `size`."""

@@ -1,0 +1,156 @@
+"""UniMatch: the three unlabeled terms, what teaches them, and the released box."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import toys
+from torch import Tensor
+
+from semiseg.hosts.unimatch import RandomBox, UniMatch
+from semiseg.losses import pixel_cross_entropy
+from semiseg.methods.wpl import RankWeight
+from semiseg.seams import ConfidentLabels, NoMix
+from semiseg.types import IGNORE, Batch, Paste, Target, View
+
+
+def batch() -> Batch:
+    one = toys.batch()
+    return one._replace(u_strong=torch.cat((one.u_strong, one.u_strong.flip(1))))
+
+
+def host(**seams) -> UniMatch:
+    torch.manual_seed(0)
+    return UniMatch(toys.student(dropout=0.0), label=ConfidentLabels(0.0), **seams).train()
+
+
+def views(b: int = 6, side: int = 64) -> tuple[View, View]:
+    target = Target(torch.zeros(b, side, side, dtype=torch.long), *(torch.ones(b, side, side) for _ in range(2)))
+    return (View(torch.rand(b, 3, side, side), target),) * 2
+
+
+def test_one_view_is_refused() -> None:
+    with pytest.raises(ValueError, match="UniMatch needs 2 strong views, the loader gives 1"):
+        host().losses(toys.batch(), 0.5)
+
+
+def test_terms_are_halves_of_the_weighted_cross_entropies() -> None:
+    """With no mixing and no dropout everything can be computed from plain passes."""
+    h = host(mix=NoMix(), drop=0.0, weights=(0.2, 0.3, 0.5))
+    given, m = batch(), toys.B
+    found = h.losses(given, 0.5)
+    both = h.student(torch.cat((given.x, given.u_weak, given.u_weak)))  # the decoder sees the weak images twice
+    low, deep = h.student.backbone(torch.cat((given.x, given.u_weak)))
+    low, deep = (torch.cat((v, v[toys.B :])) for v in (low, deep))
+    on = h.student.read(h.student.fuse(low, deep), deep, given.x.shape[-2:]).logits
+    assert both.logits.shape == on.shape
+    target = ConfidentLabels(0.0)(both.rows(m, 2 * m)._replace(logits=on[m : 2 * m]), given.u_valid, 0.5)
+    strong = h.student(given.u_strong.flatten(0, 1)).logits
+    torch.testing.assert_close(
+        found.losses["labeled"], F.cross_entropy(on[:m], given.y, ignore_index=IGNORE) / 2, rtol=1e-5, atol=1e-6
+    )
+    wanted = {
+        "strong_1": 0.2 * pixel_cross_entropy(strong[:m], target, "valid") / 2,
+        "strong_2": 0.3 * pixel_cross_entropy(strong[m:], target, "valid") / 2,
+        "dropped": 0.5 * pixel_cross_entropy(on[2 * m :], target, "valid") / 2,
+    }
+    for name, value in wanted.items():
+        assert found.losses[name] > 0
+        torch.testing.assert_close(found.losses[name], value, rtol=1e-5, atol=1e-6)
+    assert found.losses["strong_1"] / 0.2 != found.losses["strong_2"] / 0.3
+
+
+def test_dropped_channels_change_their_term_alone_and_labeled_images_lose_none() -> None:
+    plain, dropped = (host(mix=NoMix(), drop=d).losses(batch(), 0.5).losses for d in (0.0, 0.5))
+    assert plain["dropped"] != dropped["dropped"]
+    seen: list[tuple[Tensor, Tensor]] = []
+    h = host(drop=0.5)
+    fuse = h.student.fuse
+    h.student.fuse = lambda low, deep: (seen.append((low, deep)), fuse(low, deep))[1]  # type: ignore[method-assign]
+    h.losses(batch(), 0.5)
+    for plane in seen[0]:
+        zero = (plane == 0).all((2, 3)).float().mean(1)
+        weak, moved = zero[toys.B : 2 * toys.B], zero[2 * toys.B :]
+        assert (moved > weak + 0.2).all() and (moved < 1).all()
+        clean, scaled = plane[toys.B : 2 * toys.B], plane[2 * toys.B :]
+        kept = ~(scaled == 0).all((2, 3))
+        torch.testing.assert_close(scaled[kept], 2 * clean[kept])
+
+
+def test_no_gradient_through_the_pseudo_label_and_padding_is_not_supervised() -> None:
+    h = host(mix=NoMix(), weights=(1.0, 1.0, 0.0))
+    given = batch()
+    leaf = given.u_weak.clone().requires_grad_()
+    found = h.losses(given._replace(u_weak=leaf), 0.5).losses
+    (g,) = torch.autograd.grad(found["strong_1"] + found["strong_2"], leaf, allow_unused=True)
+    assert g is None
+    nothing = given._replace(u_valid=torch.zeros_like(given.u_valid))
+    empty = h.losses(nothing, 0.5).losses
+    assert empty["strong_1"] == 0 and torch.isfinite(sum(empty.values()))
+
+
+def test_the_average_only_watches() -> None:
+    h = host(decay=0.5)
+    before = h.losses(batch(), 0.5).losses["dropped"]
+    torch.manual_seed(0)
+    again = UniMatch(toys.student(dropout=0.0), label=ConfidentLabels(0.0)).train()
+    for p in again.teacher.parameters():
+        p.data.zero_()
+    assert torch.equal(before, again.losses(batch(), 0.5).losses["dropped"])
+    with torch.no_grad():
+        h.student.classify.bias.add_(1.0)
+    h.after_step()
+    assert torch.allclose(h.teacher.model.classify.bias, h.student.classify.bias - 0.5)
+
+
+class Rows:
+    """A mixer with three rows per image."""
+
+    def __call__(self, own: View, donors: View) -> Paste:
+        source = NoMix()(own, donors).source.repeat(3, 1, 1)
+        source[:, :8] = len(own.image)
+        return Paste(source)
+
+
+def test_weights_reach_all_three_terms_and_mixers_may_return_more_rows() -> None:
+    weigher = RankWeight(toys.K, toys.D, k=10, sure=0.0)
+    h = host(weigh=weigher, mix=Rows())
+    given = batch()._replace(u_boxes=torch.ones(toys.B, toys.K, toys.S, toys.S, dtype=torch.bool))
+    found = h.losses(given, 0.5)
+    assert all(value > 0 for value in found.losses.values()) and {"weight", "weight_right"} <= found.statistics.keys()
+    assert weigher.unlabeled.filled.max() <= 6 * toys.B, "one per image: three rows of two views"
+    weigher.unknown, weigher.offset = 0.0, 0.0
+    weigher.similarities = lambda features, prototypes: torch.zeros(len(features), toys.K, 8, 8)  # type: ignore[method-assign]
+    none = h.losses(given, 0.5).losses
+    assert none["dropped"] == 0
+    assert none["strong_1"] > 0, "pasted labels keep weight 1"
+
+
+# --- the box --------------------------------------------------------------------------------
+
+
+def test_boxes_come_in_half_of_the_images_from_the_next_one() -> None:
+    torch.manual_seed(0)
+    own, donors = views(b=400, side=32)
+    source = RandomBox()(own, donors).source
+    rows = torch.arange(400)[:, None, None]
+    moved = source != rows
+    assert (source[moved] == ((rows + 1) % 400).expand_as(source)[moved]).all()
+    assert moved.any((1, 2)).float().mean() == pytest.approx(0.5, abs=0.08)
+    assert not (RandomBox(p=0.0)(own, donors).source != rows).any()
+
+
+def test_box_shapes_have_the_measured_bias() -> None:
+    """Released code, measured: mean area 0.208 of the image, 73 % taller than wide."""
+    torch.manual_seed(0)
+    boxes = torch.tensor([RandomBox()._box(400, 400) for _ in range(1500)]).float()
+    y, x, height, width = boxes.T
+    area = height * width / 400**2
+    assert (y + height <= 400).all() and (x + width <= 400).all()
+    assert area.min() > 0.019 and area.max() < 0.405
+    assert float(area.mean()) == pytest.approx(0.208, abs=0.02)
+    assert float((height > width).float().mean()) == pytest.approx(0.73, abs=0.05)
+
+
+def test_bad_boxes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"area in \(0, 1\]"):
+        RandomBox(area=(0.5, 0.1))
