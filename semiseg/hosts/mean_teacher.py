@@ -48,6 +48,7 @@ class MeanTeacher(nn.Module):
         decay, own_statistics: of the teacher.
         unlabeled_from, perturb_from: shares of training in [0, 1] from which the unlabeled terms, and the feature
             perturbation, take part.  Before `unlabeled_from` the teacher is a copy of the student.
+        copy_until: share of training until which it is a copy at any rate (AugSeg).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class MeanTeacher(nn.Module):
         own_statistics: bool = False,
         unlabeled_from: float = 0.0,
         perturb_from: float = 0.0,
+        copy_until: float = 0.0,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
@@ -76,11 +78,11 @@ class MeanTeacher(nn.Module):
         self.perturb, self.criterion, self.divisor, self.color = perturb, criterion, divisor, color
         self.unlabeled_weight, self.perturbed_weights = unlabeled_weight, perturbed_weights
         self.unlabeled_from, self.perturb_from = unlabeled_from, perturb_from
-        self._warming_up = False
+        self.copy_until, self._copying = max(copy_until, unlabeled_from), False
 
     def losses(self, batch: Batch, t: float) -> Step:
-        self._warming_up = t < self.unlabeled_from
-        if self._warming_up:
+        self._copying = t < self.copy_until
+        if t < self.unlabeled_from:
             return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
         n, size = len(batch.x), batch.x.shape[-2:]
 
@@ -142,7 +144,7 @@ class MeanTeacher(nn.Module):
         return self.student.head(features, clean.deep, target.weight.shape[-2:]), logged
 
     def after_step(self) -> None:
-        if self._warming_up:
+        if self._copying:
             self.teacher.copy(self.student)
         else:
             self.teacher.follow(self.student)
