@@ -118,8 +118,8 @@ def _classic(
     decay, own = 0.0 if c.teacher == "self" else c.decay, c.teacher != "ema"
     if recipe.method == "cutmix_seg":
         return CutMixSegmentation(
-            student, weigh=weigh, mix=CutMix(c.cutmix_p, c.cutmix_area), tau=s.tau, confidence=s.confidence, color=s.color,
-            unlabeled_weight=s.weight, criterion=criterion, decay=decay, own_statistics=own,
+            student, weigh=weigh, mix=CutMix(c.cutmix_p, c.cutmix_area), tau=s.tau, confidence=s.confidence,
+            color=s.color, unlabeled_weight=s.weight, criterion=criterion, decay=decay, own_statistics=own,
         )  # fmt: skip
     return SoftMeanTeacher(
         student, weigh=weigh, color=m.color, on_labeled=m.on_labeled, unlabeled_weight=m.weight, rise=m.ramp_up,

@@ -177,21 +177,22 @@ def paper(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL."""
+    """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL.
+
+    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.
+    """
     if base.method == "dgcl":
         return _dgcl_official(base)
-    if base.method in ("mean_teacher_mse", "cutmix_seg", "cps"):
-        return _torchsemiseg(base)
+    if base.method == "mean_teacher_mse":
+        return _mean_teacher_official(base)
+    if base.method == "cps":
+        return replace(base, cps=replace(base.cps, label_mode="train", padding=True))
     options = DDFP(eps=base.ddfp.eps, flow_hidden=base.ddfp.flow_hidden)
     return replace(base, ddfp=options, consistency=replace(base.consistency, divisor="kept", teacher="self"))
 
 
-def _torchsemiseg(base: Recipe) -> Recipe:
-    """charlesCXK/TorchSemiSeg @ 5e0c29c: CPS, and its rerun of mean teacher, which other papers quote."""
-    if base.method == "cps":
-        return replace(base, cps=replace(base.cps, label_mode="train", padding=True))
-    if base.method == "cutmix_seg":
-        return base  # Britefury/cutmix-semisup-seg @ af6183a agrees in all that is an option
+def _mean_teacher_official(base: Recipe) -> Recipe:
+    """The rerun that papers quote: one image for both networks, labeled ones too, a teacher with own statistics."""
     options = replace(base.mean_teacher_mse, ramp_up=0.0, color=False, on_labeled=True)
     return replace(
         base, mean_teacher_mse=options, consistency=replace(base.consistency, teacher="ema_train", decay=0.99)

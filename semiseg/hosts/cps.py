@@ -135,13 +135,13 @@ class CrossPseudoSupervision(nn.Module):
     def losses(self, batch: Batch, t: float) -> Step:
         f1, f2, truth = self.student, self.other, Target.from_labels(batch.y)
 
-        # 1. both networks read the labeled images, and label the unlabeled ones
-        x1, x2 = f1(batch.x), f2(batch.x)
+        # 1. both networks label the unlabeled images, and read the labeled ones
         if self.mix is None:
             u1, u2 = f1(batch.u_weak), f2(batch.u_weak)
             said1, said2 = self._view(u1.detach(), batch), self._view(u2.detach(), batch)
         else:
             said1, said2 = self._view(self._clean(f1, batch), batch), self._view(self._clean(f2, batch), batch)
+        x1, x2 = f1(batch.x), f2(batch.x)
 
         # 2. images and labels are mixed; each network reads what the other one labeled
         donors1, donors2 = View(batch.x, truth, x1.detach()), View(batch.x, truth, x2.detach())
