@@ -11,7 +11,10 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
+from .hosts.cutmix_seg import CutMixSegmentation
 from .hosts.mean_teacher import MeanTeacher
+from .hosts.mean_teacher_mse import SoftMeanTeacher
 from .hosts.supervised import Supervised, labeled_cross_entropy
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
@@ -26,6 +29,8 @@ from .parts import Parts
 from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Output, Target
+
+Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision
 
 
 def _embedding(recipe: Recipe) -> int:
@@ -46,7 +51,7 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
     )  # fmt: skip
 
 
-def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
+def build(recipe: Recipe, classes: int) -> Built:
     """The training scheme of a recipe, in one place."""
     student, c = build_network(recipe, classes), recipe.consistency
     criterion = _ohem if recipe.optimization.ohem else labeled_cross_entropy
@@ -68,6 +73,8 @@ def build(recipe: Recipe, classes: int) -> Supervised | MeanTeacher:
     match recipe.method:
         case "mean_teacher":
             return host()
+        case "mean_teacher_mse" | "cutmix_seg" | "cps":
+            return _classic(recipe, student, _weigher(recipe, student, classes), criterion)
         case "ddfp":
             d = recipe.ddfp
             made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
@@ -116,6 +123,29 @@ def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight
     )  # fmt: skip
 
 
+def _classic(
+    recipe: Recipe, student: DeepLabV3Plus, weigh: RankWeight | None, criterion: Callable[[Output, Target], Tensor]
+) -> SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision:
+    """The schemes without a plug-in of their own."""
+    c, m, s, p = recipe.consistency, recipe.mean_teacher_mse, recipe.cutmix_seg, recipe.cps
+    if recipe.method == "cps":
+        return CrossPseudoSupervision(
+            student, weigh=weigh, mix=ToggledBoxes(p.boxes, p.area) if p.mixed else None,
+            shared_mask=recipe.upc is None if p.shared_mask is None else p.shared_mask, label_mode=p.label_mode,
+            padding=p.padding, color=p.color, unlabeled_weight=p.weight, criterion=criterion, decay=c.decay,
+        )  # fmt: skip
+    decay, own = 0.0 if c.teacher == "self" else c.decay, c.teacher != "ema"
+    if recipe.method == "cutmix_seg":
+        return CutMixSegmentation(
+            student, weigh=weigh, mix=CutMix(c.cutmix_p, c.cutmix_area), tau=s.tau, confidence=s.confidence,
+            color=s.color, unlabeled_weight=s.weight, criterion=criterion, decay=decay, own_statistics=own,
+        )  # fmt: skip
+    return SoftMeanTeacher(
+        student, weigh=weigh, color=m.color, on_labeled=m.on_labeled, unlabeled_weight=m.weight, rise=m.ramp_up,
+        criterion=criterion, decay=decay, own_statistics=own,
+    )  # fmt: skip
+
+
 def _falling(recipe: Recipe) -> Callable[..., EntropyFilter]:
     """DGCL's entropy filter but for its shares: how they fall over training."""
     falls, warm_up, epochs = recipe.dgcl.drop_falls, recipe.consistency.unlabeled_from_epoch, recipe.optimization.epochs
@@ -150,10 +180,10 @@ def _ohem(output: Output, target: Target) -> Tensor:
     return ohem_cross_entropy(output.logits, target)
 
 
-def load_exported(recipe: Recipe, classes: int, weights: Path) -> Supervised | MeanTeacher:
+def load_exported(recipe: Recipe, classes: int, weights: Path) -> Built:
     """The host of a finished run in evaluation mode: its teacher, and its perturber where it has one.
 
-    The export holds no student, so the student of this host is a copy of the teacher.
+    The export holds no student, so the student of this host is a copy of the teacher; CPS's second network is random.
     Raises FileNotFoundError for a missing file, ValueError for weights of another recipe.
     """
     if not weights.is_file():

@@ -39,6 +39,26 @@ def pixel_cross_entropy(logits: Tensor, target: Target, divisor: Divisor = "kept
     return _ratio(total, kept if divisor == "kept" else target.denominator.sum())
 
 
+def squared_error(logits: Tensor, target: Target, over_classes: Literal["mean", "sum"] = "mean") -> Tensor:
+    """Squared difference of the prediction and a soft label, each pixel times its weight.
+
+    Args:
+        logits: (B, K, H, W), before the softmax.
+        target: soft labels (B, K, H, W), or hard ones (B, H, W), which count as one-hot.
+        over_classes: "mean" (mean teacher) or "sum" (French et al., 2020), which is K times as much.
+
+    Returns:
+        The sum over pixels, divided by the sum of denominators: a scalar; 0 when no pixel counts.
+    """
+    probability = logits.float().softmax(1)
+    label = target.label
+    if label.dim() == 3:
+        label = F.one_hot(label, logits.shape[1]).movedim(-1, 1)
+    difference = (probability - label).square()
+    per_pixel = difference.sum(1) if over_classes == "sum" else difference.mean(1)
+    return _ratio((per_pixel * target.weight).sum(), target.denominator.sum())
+
+
 def ohem_cross_entropy(logits: Tensor, target: Target, threshold: float = 0.7, min_kept: int = 100_000) -> Tensor:
     """Online hard example mining (Shrivastava et al., 2016), the Cityscapes criterion of CPS, U2PL and AugSeg.
 

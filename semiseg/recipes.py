@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
+from .host_options import CPS, CutMixSeg, MeanTeacherMSE
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
 
-Method = Literal["supervised", "mean_teacher", "ddfp", "dgcl", "esl"]
+Method = Literal["supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "ddfp", "dgcl", "esl"]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
@@ -25,11 +26,14 @@ _NO_TAU = tuple(name for name in _ALL if name != "tau")  # pseudo-labels without
 _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "supervised": (("decay",), None),
     "mean_teacher": (_ALL, None),
+    "mean_teacher_mse": (("decay", "teacher"), "mean_teacher_mse"),
+    "cutmix_seg": (("decay", "teacher", "cutmix_p", "cutmix_area"), "cutmix_seg"),
+    "cps": (("decay",), "cps"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -48,6 +52,9 @@ class Recipe:
     network: Network = field(default_factory=Network)
     optimization: Optimization = field(default_factory=Optimization)
     consistency: Consistency = field(default_factory=Consistency)
+    mean_teacher_mse: MeanTeacherMSE = field(default_factory=MeanTeacherMSE)
+    cutmix_seg: CutMixSeg = field(default_factory=CutMixSeg)
+    cps: CPS = field(default_factory=CPS)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -92,6 +99,9 @@ class Recipe:
             "network": Network,
             "optimization": Optimization,
             "consistency": Consistency,
+            "mean_teacher_mse": MeanTeacherMSE,
+            "cutmix_seg": CutMixSeg,
+            "cps": CPS,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,
@@ -176,11 +186,26 @@ def paper(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL."""
+    """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL.
+
+    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.
+    """
     if base.method == "dgcl":
         return _dgcl_official(base)
+    if base.method == "mean_teacher_mse":
+        return _mean_teacher_official(base)
+    if base.method == "cps":
+        return replace(base, cps=replace(base.cps, label_mode="train", padding=True))
     options = DDFP(eps=base.ddfp.eps, flow_hidden=base.ddfp.flow_hidden)
     return replace(base, ddfp=options, consistency=replace(base.consistency, divisor="kept", teacher="self"))
+
+
+def _mean_teacher_official(base: Recipe) -> Recipe:
+    """The rerun that papers quote: one image for both networks, labeled ones too, a teacher with own statistics."""
+    options = replace(base.mean_teacher_mse, ramp_up=0.0, color=False, on_labeled=True)
+    return replace(
+        base, mean_teacher_mse=options, consistency=replace(base.consistency, teacher="ema_train", decay=0.99)
+    )
 
 
 def _dgcl_paper(base: Recipe) -> Recipe:

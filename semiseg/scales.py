@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .host_options import CPS, CutMixSeg
 from .options import DDFP, DGCL, ESL, Consistency, Evaluation, Network, Optimization
 
 if TYPE_CHECKING:
@@ -137,9 +138,35 @@ def _esl(base: Recipe) -> Recipe:
     )
 
 
+def _classic(base: Recipe) -> Recipe:
+    """The published decay; every batch is mixed; off paper scale the same threshold as the other methods."""
+    consistency = replace(base.consistency, decay=0.99, cutmix_p=1.0)
+    options = CutMixSeg() if base.scale == "paper" else CutMixSeg(tau=base.consistency.tau)
+    return replace(base, consistency=consistency, cutmix_seg=options)
+
+
+def _cps(base: Recipe) -> Recipe:
+    """At paper scale the stored configurations of charlesCXK/TorchSemiSeg @ 5e0c29c: CPS with CutMix, ResNet-101."""
+    base = replace(base, consistency=replace(base.consistency, decay=0.99))
+    if base.scale != "paper":
+        return base
+    city = base.data == "cityscapes"
+    epochs = (128, 137, 160, 240) if city else (32, 34, 40, 60)  # by share, which keeps the number of steps alike
+    of_split = dict(zip(("1_16", "1_8", "1_4", "1_2"), epochs, strict=True))
+    optimization = Optimization(
+        crop=800 if city else 512, batch=8, epochs=of_split.get(base.split, epochs[-1]), lr=2e-2 if city else 1e-2,
+        head_lr_factor=1.0, ohem=city,
+    )  # fmt: skip
+    evaluation = Evaluation("sliding", 800, 533) if city else Evaluation("sliding", 512, 341)
+    return replace(base, optimization=optimization, evaluation=evaluation, cps=CPS(weight=5.0 if city else 1.0))
+
+
+_PAPERS = {"esl": _esl, "mean_teacher_mse": _classic, "cutmix_seg": _classic, "cps": _cps}
+
+
 def as_its_paper(base: Recipe) -> Recipe:
     """Where a method trains otherwise than the scale says for all."""
-    return _esl(base) if base.method == "esl" else base
+    return _PAPERS[base.method](base) if base.method in _PAPERS else base
 
 
 MAKERS: dict[str, dict[str, Callable[[Recipe], Recipe]]] = {

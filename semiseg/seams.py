@@ -30,6 +30,21 @@ class ConfidentLabels:
         return Target(label, ((probability > self.tau) & valid).float(), valid.float())
 
 
+class SoftLabels:
+    """Pseudo-labeler: the teacher's probabilities, nothing rejected (Tarvainen & Valpola, 2017).
+
+    Args:
+        padding: padding counts in the divisor, though it is never supervised (French et al., 2020).
+    """
+
+    def __init__(self, padding: bool = False) -> None:
+        self.padding = padding
+
+    def __call__(self, output: Output, valid: Tensor, t: float) -> Target:
+        weight = valid.float()
+        return Target(output.logits.float().softmax(1), weight, torch.ones_like(weight) if self.padding else weight)
+
+
 class EntropyFilter:
     """Pseudo-labeler: the teacher's class, but for the most uncertain share of the batch (DGCL Eq. 4 to 6).
 
@@ -121,5 +136,10 @@ def weigh_and_mix(weigh: PixelWeighter, paste: Paste, own: View, donors: View, m
     Weigh-then-mix equals mix-then-weigh, so a weighter never knows the mixer.
     """
     weigh.observe(donors, mixed)
+    return weighed(weigh, paste, own, donors, mixed)
+
+
+def weighed(weigh: PixelWeighter, paste: Paste, own: View, donors: View, mixed: View) -> Target:
+    """The same, and the weighter observes nothing."""
     factor = paste(weigh(own), torch.ones_like(donors.target.weight))
     return mixed.target.times(factor) if weigh.in_divisor else mixed.target.only(factor)

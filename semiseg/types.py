@@ -77,6 +77,11 @@ class Target:
             return self
         return replace(self, label=F.one_hot(self.label, other.label.shape[1]).movedim(-1, 1).float())
 
+    def cat(self, other: Target) -> Target:
+        """The images of both, labels in one form, hard or soft."""
+        pairs = ((self.label, other.label), (self.weight, other.weight), (self.denominator, other.denominator))
+        return Target(*(torch.cat(pair) for pair in pairs))
+
     @property
     def hard(self) -> Tensor:
         """The most likely class, (B, H, W) long, whichever form the label has."""

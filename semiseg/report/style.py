@@ -11,12 +11,15 @@ _PALETTE = sns.color_palette("deep").as_hex()
 METHOD_TITLES = {
     "supervised": "supervised",
     "mean_teacher": "mean teacher",
+    "mean_teacher_mse": "mean teacher, MSE",
+    "cutmix_seg": "CutMix-Seg",
+    "cps": "CPS",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
 }
 PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
-METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True))
+METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 9, 5, 1, 3, 2, 4)), strict=True))
 
 
 def title(label: str) -> str:

@@ -1,0 +1,64 @@
+"""The numbers of the training schemes, as `options` has those of the papers: frozen, checked when they are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .options import one_of, positive
+
+
+@dataclass(frozen=True)
+class MeanTeacherMSE:
+    """Mean teacher with soft targets.  `recipes.official` chooses TorchSemiSeg's reading, the rerun papers quote."""
+
+    weight: float = 100.0  # of a mean over classes; of a sum over K classes it would be weight / K
+    ramp_up: float = 0.1  # share of training in which the weight rises; 0: constant (TorchSemiSeg)
+    color: bool = True  # the student's view has other colors; False: both networks see the same image (TorchSemiSeg)
+    on_labeled: bool = False  # consistency on labeled images too (TorchSemiSeg)
+
+    def __post_init__(self) -> None:
+        positive(weight=self.weight)
+        if not 0 <= self.ramp_up <= 1:
+            raise ValueError(f"ramp_up is a share of training in [0, 1], got {self.ramp_up}")
+
+
+@dataclass(frozen=True)
+class CutMixSeg:
+    """French et al.; decay of the teacher and area of the box are in `Consistency`."""
+
+    tau: float = 0.97
+    confidence: Literal["batch", "pixel"] = "batch"  # one factor for the whole batch, or a mask
+    weight: float = 1.0
+    color: bool = False  # True: the mixed images have other colors too
+
+    def __post_init__(self) -> None:
+        one_of("confidence", self.confidence, ("batch", "pixel"))
+        positive(weight=self.weight)
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau is a probability in [0, 1], got {self.tau}")
+
+
+@dataclass(frozen=True)
+class CPS:
+    """Cross pseudo supervision; the weight is PASCAL VOC's with mixing."""
+
+    weight: float = 1.0  # Cityscapes 5; without mixing 1.5 and 6
+    mixed: bool = True  # False: no mixing, and labeled images take part in the cross supervision
+    boxes: int = 3
+    area: tuple[float, float] = (0.25, 0.5)  # share of the image that all boxes together would cover without overlap
+    shared_mask: bool | None = None  # one paste for both networks; None: but with UPC each pseudo-label has its own
+    label_mode: Literal["eval", "train"] = "eval"  # "train": batch statistics and dropout (released code)
+    padding: bool = False  # True: padding is supervised too (released code)
+    color: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("label_mode", self.label_mode, ("eval", "train"))
+        positive(weight=self.weight, boxes=self.boxes)
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area must be 0 < low <= high <= 1, got {self.area}")
+
+    @staticmethod
+    def plain(cityscapes: bool = False) -> CPS:
+        """Without mixing, at the weight of the paper's tables."""
+        return CPS(mixed=False, weight=6.0 if cityscapes else 1.5)

@@ -1,0 +1,325 @@
+"""CPS: two networks, no gradient through a label, symmetry, and both variants."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mixers import Copies, LeftHalf, Thrice
+from safetensors.torch import load_file
+from toys import B, Blobs, K, S, batch, student
+
+from semiseg.build import build, load_exported
+from semiseg.data.splits import seeded_split
+from semiseg.host_options import CPS
+from semiseg.hosts.cps import CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
+from semiseg.options import UPC, WPL
+from semiseg.recipes import official, recipe
+from semiseg.seams import NoMix, UniformWeight, entropy
+from semiseg.train import make_optimizer, train
+from semiseg.types import IGNORE, Target, View
+
+
+def host(**options) -> CrossPseudoSupervision:
+    torch.manual_seed(0)
+    return CrossPseudoSupervision(student(dropout=0.0), **options).train()
+
+
+def losses(h: CrossPseudoSupervision, seed: int = 5) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return h.losses(batch(), 0.0).losses
+
+
+def gradients(net: torch.nn.Module) -> float:
+    return sum(p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None)
+
+
+def blank(b: int = B, side: int = S) -> View:
+    plane = torch.zeros(b, side, side)
+    return View(torch.zeros(b, 3, side, side), Target(plane.long(), plane, plane))
+
+
+# --- the boxes ----------------------------------------------------------------------------
+
+
+def test_one_box_has_its_area_and_lies_inside() -> None:
+    torch.manual_seed(0)
+    shares = []
+    for _ in range(60):
+        foreign = ToggledBoxes(1)(blank(), blank()).source != torch.arange(B)[:, None, None]
+        for mask in foreign:
+            rows, columns = mask.any(1), mask.any(0)
+            assert torch.equal(mask, rows[:, None] & columns[None])
+            shares.append(mask.float().mean().item())
+    assert 0.25 - 1.5 / S < min(shares) < 0.28 and 0.47 < max(shares) < 0.5 + 1.5 / S
+
+
+@pytest.mark.parametrize(("boxes", "foreign"), [(1, True), (2, False), (3, True)])
+def test_boxes_toggle(boxes: int, foreign: bool) -> None:
+    """At area 1 each side is more than half of the image's, so every box covers the center."""
+    torch.manual_seed(0)
+    paste = ToggledBoxes(boxes, (1.0, 1.0))(blank(), blank())
+    centers = paste.source[:, S // 2, S // 2]
+    assert torch.equal(centers, (torch.arange(B) + foreign) % B)
+
+
+def test_three_boxes_cover_at_most_their_area() -> None:
+    torch.manual_seed(0)
+    for _ in range(30):
+        foreign = ToggledBoxes()(blank(), blank()).source != torch.arange(B)[:, None, None]
+        assert 0 < foreign.float().mean() < 0.5 + 3 / S
+
+
+def test_a_single_image_has_no_neighbor() -> None:
+    assert (ToggledBoxes()(blank(1), blank(1)).source == 0).all()
+
+
+# --- two networks -------------------------------------------------------------------------
+
+
+def test_the_second_network_shares_the_backbone_alone() -> None:
+    h = host()
+    pairs = dict(h.student.named_parameters())
+    equal = {n: torch.equal(p, pairs[n]) for n, p in h.other.named_parameters()}
+    assert all(same for n, same in equal.items() if n.startswith("backbone."))
+    drawn = [n for n in equal if not n.startswith("backbone.") and pairs[n].dim() == 4]
+    assert drawn and not any(equal[n] for n in drawn)
+    assert h.other.classify.weight.std().item() == pytest.approx(h.student.classify.weight.std().item(), rel=0.5)
+    with pytest.raises(ValueError, match="Linear has no backbone to share"):
+        same_backbone_other_head(torch.nn.Linear(1, 1))
+
+
+def test_losses_are_the_formulas() -> None:
+    mix, b = LeftHalf(), batch()
+    h = host(mix=mix, unlabeled_weight=1.5)
+    nets = copy.deepcopy((h.student, h.other))
+    found = h.losses(b, 0.0).losses
+    paste = LeftHalf()(mix.asked[0], View(b.x, Target.from_labels(b.y)))
+    for i, name in enumerate(("", "_other")):
+        with torch.no_grad():
+            label = copy.deepcopy(nets[1 - i]).eval()(b.u_weak).logits.argmax(1)
+        label[~b.u_valid] = IGNORE
+        on_x = nets[i](b.x).logits
+        logits = nets[i](paste(b.u_weak, b.x)).logits
+        torch.testing.assert_close(found[f"labeled{name}"], F.cross_entropy(on_x, b.y, ignore_index=IGNORE))
+        cross = F.cross_entropy(logits, paste(label, b.y), ignore_index=IGNORE)
+        torch.testing.assert_close(found[f"unlabeled{name}"], 1.5 * cross)
+
+
+def test_losses_of_the_plain_variant_are_the_formulas() -> None:
+    h, b = host(mix=None, unlabeled_weight=1.5), batch()
+    nets = copy.deepcopy((h.student, h.other))
+    found = h.losses(b, 0.0).losses
+    outputs = [torch.cat((net(b.x).logits, net(b.u_weak).logits)) for net in nets]
+    known = torch.cat((b.y != IGNORE, b.u_valid))
+    for i, name in enumerate(("", "_other")):
+        label = torch.where(known, outputs[1 - i].argmax(1), IGNORE)
+        torch.testing.assert_close(
+            found[f"unlabeled{name}"], 1.5 * F.cross_entropy(outputs[i], label, ignore_index=IGNORE)
+        )
+    assert h.student.aspp.project[1].num_batches_tracked == 2, "one pass per network and image"
+
+
+@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+def test_no_gradient_passes_through_a_label(mix) -> None:
+    h = host(mix=mix)
+    losses(h)["unlabeled_other"].backward()
+    assert gradients(h.student) == 0 and gradients(h.other) > 0 and gradients(h.teacher) == 0
+    h.zero_grad()
+    losses(h)["unlabeled"].backward()
+    assert gradients(h.student) > 0 and gradients(h.other) == 0
+
+
+@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+def test_equal_networks_stay_equal(mix) -> None:
+    torch.manual_seed(0)
+    net = student(dropout=0.0)
+    h = CrossPseudoSupervision(net, copy.deepcopy(net), mix=mix).train()
+    optimizer = make_optimizer(h, recipe("cps", "digits", "1_8", "smoke").optimization)
+    before = net.classify.weight.clone()
+    for _ in range(2):
+        found = losses(h)
+        assert found["unlabeled"] == found["unlabeled_other"] > 0
+        sum(found.values()).backward()
+        optimizer.step()
+    assert not torch.equal(net.classify.weight, before)
+    assert all(torch.equal(a, b) for a, b in zip(h.student.parameters(), h.other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+def test_swapping_the_networks_swaps_the_terms(mix) -> None:
+    h = host(mix=mix)
+    f1, f2 = copy.deepcopy((h.student, h.other))
+    one, two = losses(h), losses(CrossPseudoSupervision(f2, f1, mix=mix).train())
+    assert one["unlabeled"] != one["unlabeled_other"]
+    assert [one[k] for k in ("labeled", "labeled_other", "unlabeled", "unlabeled_other")] == [
+        two[k] for k in ("labeled_other", "labeled", "unlabeled_other", "unlabeled")
+    ]
+
+
+def test_the_weight_scales_the_gradients() -> None:
+    found = []
+    for weight in (1.0, 4.0):
+        h = host(unlabeled_weight=weight)
+        losses(h)["unlabeled"].backward()
+        found.append(h.student.classify.weight.grad)
+    torch.testing.assert_close(found[1], 4 * found[0])
+
+
+# --- labels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("eval", 2), ("train", 3)])
+def test_label_mode(mode: str, passes: int) -> None:
+    """Labels made with statistics of the batch move the running ones; both leave the network training."""
+    h = host(label_mode=mode)
+    losses(h)
+    assert h.student.aspp.project[1].num_batches_tracked == passes
+    assert h.student.training and h.other.training
+    h.eval()
+    losses(h)
+    assert not h.student.training and h.student.aspp.project[1].num_batches_tracked == passes
+
+
+def test_padding_is_supervised_only_as_in_the_released_code() -> None:
+    for mix in (NoMix(), None):
+        ours, theirs = (losses(host(mix=mix, padding=p))["unlabeled"] for p in (False, True))
+        assert ours != theirs
+    h, b = host(mix=NoMix(), padding=True), batch()
+    f1, f2 = copy.deepcopy((h.student, h.other))
+    label = copy.deepcopy(f2).eval()(b.u_weak).logits.argmax(1)
+    f1(b.x)
+    torch.testing.assert_close(losses(h)["unlabeled"], F.cross_entropy(f1(b.u_weak).logits, label))
+
+
+def test_statistics_are_of_the_labels_the_student_learns() -> None:
+    h, b = host(), batch()
+    label = [copy.deepcopy(net).eval()(b.u_weak).logits.argmax(1) for net in (h.student, h.other)]
+    found = h.losses(b, 0.0).statistics
+    right = ((label[1] == b.u_hidden) & b.u_valid).sum()
+    assert found["pseudo_label_accuracy"].tolist() == [right, (b.u_valid).sum()]
+    assert found["agreement"].tolist() == [((label[0] == label[1]) & b.u_valid).sum(), b.u_valid.sum()]
+
+
+# --- seams --------------------------------------------------------------------------------
+
+
+def test_a_paste_for_both_or_for_each() -> None:
+    b = batch()
+    shared, own = LeftHalf(), LeftHalf()
+    h = host(mix=shared)
+    doubts = [entropy(copy.deepcopy(net).eval()(b.u_weak).logits) for net in (h.student, h.other)]
+    h.losses(b, 0.0)
+    host(mix=own, shared_mask=False).losses(b, 0.0)
+    assert len(shared.asked) == 1 and len(own.asked) == 2
+    torch.testing.assert_close(shared.asked[0].entropy, (doubts[0] + doubts[1]) / 2)
+    for view, doubt in zip(own.asked, doubts, strict=True):
+        torch.testing.assert_close(view.entropy, doubt)
+
+
+class Spy(UniformWeight):
+    def observe(self, labeled: View, mixed: View) -> None:
+        self.labeled, self.mixed = labeled, mixed
+
+    def forward(self, view: View) -> torch.Tensor:
+        self.weighed = view
+        return 2 * torch.ones_like(view.target.weight)
+
+
+@pytest.mark.parametrize("mix", [LeftHalf(), None])
+def test_each_network_weighs_its_own_labels_by_its_own_features(mix) -> None:
+    h, b = host(mix=mix, weigh=Spy()), batch()
+    h.weigh_other.in_divisor = h.weigh.in_divisor = False
+    before = copy.deepcopy((h.student, h.other))
+    plain, found = losses(host(mix=mix)), losses(h)
+    f1, f2 = h.student, h.other
+    fresh = dict(zip((f1, f2), before, strict=True))
+    for mine, other, spy in ((f1, f2, h.weigh), (f2, f1, h.weigh_other)):
+        torch.testing.assert_close(spy.labeled.student.logits, mine(b.x).logits)
+        torch.testing.assert_close(spy.labeled.teacher.logits, other(b.x).logits)
+        torch.testing.assert_close(spy.mixed.student.logits, mine(spy.mixed.image).logits)
+        assert not spy.mixed.teacher.logits.requires_grad
+        own = mine if mix is None else copy.deepcopy(fresh[mine]).eval()
+        torch.testing.assert_close(spy.weighed.teacher.logits, own(b.u_weak).logits)
+        assert torch.equal(spy.weighed.target.label, spy.weighed.teacher.logits.argmax(1))
+    assert plain["unlabeled"] < found["unlabeled"] < 2 * plain["unlabeled"], "labeled pixels keep factor 1"
+
+
+def test_mixers_may_return_more_rows() -> None:
+    once, twice = (losses(host(mix=m).eval()) for m in (NoMix(), Copies()))
+    torch.testing.assert_close(once["unlabeled"], twice["unlabeled"])
+    for shared in (True, False):
+        found = losses(host(mix=Thrice(), shared_mask=shared, color=True))
+        assert found["unlabeled"] > 0 and found["unlabeled_other"] > 0
+
+
+# --- recipe, training, export -------------------------------------------------------------
+
+
+def test_recipes() -> None:
+    voc, city = (recipe("cps", data, "1_8", "paper") for data in ("voc", "cityscapes"))
+    assert (voc.cps.weight, city.cps.weight) == (1.0, 5.0)
+    assert (CPS.plain().weight, CPS.plain(cityscapes=True).weight, CPS.plain().mixed) == (1.5, 6.0, False)
+    o = voc.optimization
+    assert (o.crop, o.batch, o.epochs, o.lr, o.head_lr_factor, o.optimizer) == (512, 8, 34, 1e-2, 1.0, "sgd")
+    assert (city.optimization.epochs, city.optimization.lr, city.optimization.ohem) == (137, 2e-2, True)
+    base = recipe("cps", "digits", "1_8", "smoke")
+    ours, theirs = build(base, K), build(official(base), K)
+    assert (ours.label_mode, ours.padding, theirs.label_mode, theirs.padding) == ("eval", False, "train", True)
+    assert ours.mix.boxes == 3 and ours.mix.area == (0.25, 0.5) and ours.shared_mask
+    assert build(replace(base, cps=CPS.plain()), K).mix is None
+    assert not build(replace(base, upc=UPC()), K).shared_mask, "each pseudo-label goes with its own entropy"
+    weighed = build(replace(base, wpl=WPL()), K)
+    assert weighed.losses(batch(), 0.5).statistics["weight"][1] > 0
+
+
+def test_the_optimizer_trains_both_networks_and_nothing_else() -> None:
+    r = recipe("cps", "digits", "1_8", "smoke")
+    h = build(r, K)
+    backbones, rest = (g["params"] for g in make_optimizer(h, r.optimization).param_groups)
+    held = [id(p) for p in (*backbones, *rest)]
+    assert sorted(held) == sorted(id(p) for net in (h.student, h.other) for p in net.parameters())
+    assert len(backbones) == 2 * len(list(h.student.backbone.parameters()))
+
+
+@pytest.mark.parametrize("options", [CPS(), CPS.plain()])
+def test_a_run_exports_the_average_of_the_first_network(options: CPS, tmp_path: Path) -> None:
+    data = Blobs()
+    r = replace(recipe("cps", "digits", "1_4", "smoke"), cps=options)
+    run = train(r, data, seeded_split(data.train, "1_4", 0), tmp_path / "cps", progress=False)
+    assert (run.metrics.loss_unlabeled > 0).all() and (run.metrics.loss_unlabeled_other > 0).all()
+    saved = load_file(run.folder / "model.safetensors")
+    assert all(name.startswith("teacher.model.") for name in saved)
+    h = load_exported(r, 4, run.folder / "model.safetensors")
+    for net in (h.teacher.model, h.student):
+        assert all(torch.equal(saved[f"teacher.model.{k}"], v) for k, v in net.state_dict().items())
+    assert run.record["parameters"] == sum(p.numel() for p in h.student.parameters())
+
+
+def test_the_teacher_follows_the_first_network() -> None:
+    h = host()
+    with torch.no_grad():
+        h.student.classify.bias += 1
+        h.other.classify.bias -= 5
+    h.after_step()
+    torch.testing.assert_close(h.teacher.model.classify.bias, h.student.classify.bias - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: host(label_mode="both"), "label_mode must be 'eval' or 'train', got 'both'"),
+        (lambda: host(mix=None, color=True), "color=True needs a mixer"),
+        (lambda: ToggledBoxes(0), "boxes=0"),
+        (lambda: ToggledBoxes(3, (0.5, 0.25)), "0 < low <= high <= 1"),
+        (lambda: CPS(label_mode="both"), "unknown label_mode 'both'; expected one of eval, train"),
+        (lambda: CPS(area=(0.0, 0.5)), "area must be 0 < low <= high <= 1"),
+        (lambda: CPS(weight=0), "weight must be > 0, got 0"),
+        (lambda: CPS(boxes=0), "boxes must be > 0, got 0"),
+    ],
+)
+def test_bad_options(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,168 @@
+"""Mean teacher with soft targets: the loss, its rise, the teacher, and what pasted labels become."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mixers import Copies, LeftHalf, Thrice
+from toys import B, K, S, batch, student
+
+from semiseg.build import build
+from semiseg.host_options import MeanTeacherMSE
+from semiseg.hosts.mean_teacher_mse import SoftMeanTeacher, ramp_up
+from semiseg.losses import squared_error
+from semiseg.options import WPL
+from semiseg.recipes import official, recipe
+from semiseg.seams import UniformWeight
+from semiseg.types import IGNORE, Target, View
+
+
+def host(**options) -> SoftMeanTeacher:
+    torch.manual_seed(0)
+    return SoftMeanTeacher(student(dropout=0.0), **options).train()
+
+
+def soft(seed: int = 0) -> tuple[torch.Tensor, Target]:
+    g = torch.Generator().manual_seed(seed)
+    logits, label = torch.randn(2, K, 6, 6, generator=g), torch.randn(2, K, 6, 6, generator=g).softmax(1)
+    weight = (torch.rand(2, 6, 6, generator=g) > 0.3).float()
+    return logits.requires_grad_(), Target(label, weight, weight)
+
+
+def test_squared_error_is_the_mean_over_pixels_and_classes() -> None:
+    logits, target = soft()
+    kept = target.weight.bool()
+    by_hand = F.mse_loss(logits.softmax(1).movedim(1, -1)[kept], target.label.movedim(1, -1)[kept])
+    torch.testing.assert_close(squared_error(logits, target), by_hand)
+    torch.testing.assert_close(squared_error(logits, target, "sum"), K * by_hand)
+
+
+def test_squared_error_of_hard_labels_is_that_of_one_hot_ones() -> None:
+    logits, target = soft()
+    hard = replace(target, label=target.hard)
+    assert squared_error(logits, hard) == squared_error(logits, hard.like(target))
+
+
+def test_nothing_supervised_is_zero_with_a_gradient() -> None:
+    logits, target = soft()
+    nothing = torch.zeros_like(target.weight)
+    loss = squared_error(logits, Target(target.label, nothing, nothing))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_ramp_up_values() -> None:
+    assert [ramp_up(t, 0.1) for t in (0.0, 0.05, 0.1, 0.7)] == [math.exp(-5), math.exp(-5 / 4), 1.0, 1.0]
+    assert ramp_up(0.0, 0.0) == 1.0
+
+
+def test_losses_are_the_formulas() -> None:
+    h, b = host(), batch()
+    reference = copy.deepcopy(h)
+    step = h.losses(b, 0.5)
+    goal = reference.teacher.model(b.u_weak).logits.softmax(1)
+    logits = reference.student(torch.cat((b.x, b.u_strong[0]))).logits
+    difference = (logits[B:].softmax(1) - goal).square().mean(1)[b.u_valid].mean()
+    torch.testing.assert_close(step.losses["unlabeled"], 100 * difference)
+    torch.testing.assert_close(step.losses["labeled"], F.cross_entropy(logits[:B], b.y, ignore_index=IGNORE))
+    assert step.losses["unlabeled"] > 0
+
+
+def test_the_weight_rises_over_the_first_tenth() -> None:
+    early, late, always = (
+        host(rise=rise).losses(batch(), t).losses["unlabeled"] for rise, t in ((0.1, 0.0), (0.1, 0.1), (0.0, 0.0))
+    )
+    torch.testing.assert_close(early, late * math.exp(-5))
+    assert late == always
+
+
+def test_the_quoted_rerun_compares_equal_networks_on_equal_images() -> None:
+    """TorchSemiSeg: with one image for both and statistics of the batch, only the averaging makes a difference."""
+    options = {"color": False, "on_labeled": True, "own_statistics": True, "rise": 0.0}
+    h, b = host(**options), batch()
+    assert h.losses(b, 0.0).losses["unlabeled"].item() == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        h.student.classify.bias[0] += 1
+    step = h.losses(b, 0.0)
+    goal, said = (net(torch.cat((b.x, b.u_weak))).logits.softmax(1) for net in (h.teacher.model, h.student))
+    counted = torch.cat((torch.ones_like(b.u_valid), b.u_valid))
+    torch.testing.assert_close(step.losses["unlabeled"], 100 * (said - goal).square().mean(1)[counted].mean())
+    assert host(**options | {"own_statistics": False}).losses(b, 0.0).losses["unlabeled"] > 1e-3
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_teacher_is_the_average_of_all_students(own: bool) -> None:
+    """While 1 - 1 / (it + 1) < decay the moving average is the plain mean; buffers too unless it has its own."""
+    h = host(own_statistics=own)
+    name = "backbone.low.0.1.running_mean"
+    seen = [{k: v.clone() for k, v in h.student.state_dict().items()}]
+    for i in range(4):
+        with torch.no_grad():
+            for value in h.student.state_dict().values():
+                value.add_(i + 1)
+        h.after_step()
+        seen.append({k: v.clone() for k, v in h.student.state_dict().items()})
+    teacher = h.teacher.model.state_dict()
+    for k in ("classify.weight", name):
+        mean = torch.stack([s[k] for s in seen]).mean(0)
+        torch.testing.assert_close(teacher[k], seen[0][k] if own and k == name else mean)
+
+
+def test_pasted_pixels_are_pulled_to_the_one_hot_label() -> None:
+    class Spy(UniformWeight):
+        def observe(self, labeled: View, mixed: View) -> None:
+            self.mixed = mixed
+
+    spy, b = Spy(), batch()
+    step = host(mix=LeftHalf(), weigh=spy).losses(b, 1.0)
+    target, half, known = spy.mixed.target, S // 2, b.y[:, :, : S // 2] != IGNORE
+    one_hot = F.one_hot(torch.where(known, b.y[:, :, :half], 0), K).movedim(-1, 1).float()
+    assert torch.equal(target.label[:, :, :, :half], one_hot)
+    assert torch.equal(target.weight[:, :, :half], known.float())
+    assert torch.equal(target.weight[:, :, half:], b.u_valid[:, :, half:].float())
+    assert torch.equal(spy.mixed.image[:, :, :, :half], b.x[:, :, :, :half])
+    assert torch.equal(spy.mixed.image[:, :, :, half:], b.u_strong[0, :, :, :, half:])
+    difference = (spy.mixed.student.logits.softmax(1) - target.label).square().mean(1)
+    torch.testing.assert_close(step.losses["unlabeled"], 100 * difference[target.weight > 0].mean())
+
+
+def test_mixers_may_return_more_rows() -> None:
+    b = batch()
+    once, twice = (host(mix=m).eval().losses(b, 1.0).losses["unlabeled"] for m in (None, Copies()))
+    torch.testing.assert_close(once, twice)
+    step = host(mix=Thrice(), on_labeled=True).losses(b, 1.0)
+    assert step.losses["unlabeled"] > 0 and step.statistics["kept"][1] == b.u_valid.sum()
+
+
+def test_only_the_student_is_trained() -> None:
+    h = host()
+    h.losses(batch(), 0.5).losses["unlabeled"].backward()
+    assert all(p.grad is not None for p in h.student.classify.parameters())
+    assert all(p.grad is None for p in h.teacher.parameters())
+
+
+def test_recipe_and_its_quoted_rerun() -> None:
+    base = recipe("mean_teacher_mse", "digits", "1_8", "smoke")
+    ours, theirs = build(base, K), build(official(base), K)
+    assert (ours.unlabeled_weight, ours.rise, ours.color, ours.on_labeled) == (100.0, 0.1, True, False)
+    assert (theirs.unlabeled_weight, theirs.rise, theirs.color, theirs.on_labeled) == (100.0, 0.0, False, True)
+    assert (ours.teacher.own_statistics, theirs.teacher.own_statistics) == (False, True)
+    assert ours.teacher.decay == theirs.teacher.decay == 0.99
+    assert build(recipe("mean_teacher_mse", "voc", "1_8", "smoke"), K).losses(batch(), 0.5).losses["unlabeled"] > 0
+    weighed = build(replace(base, wpl=WPL()), 4)
+    assert weighed.losses(batch(), 0.5).statistics["weight"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MeanTeacherMSE(weight=0), "weight must be > 0, got 0"),
+        (lambda: MeanTeacherMSE(ramp_up=2), r"ramp_up is a share of training in \[0, 1\], got 2"),
+    ],
+)
+def test_options_out_of_range(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
