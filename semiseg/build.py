@@ -6,16 +6,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .data.intensity import RandomIntensity
+from .data.transforms import StrongView
+from .hosts.augseg import AdaptiveInjection
 from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
 from .hosts.cutmix_seg import CutMixSegmentation
 from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
 from .hosts.supervised import Supervised, labeled_cross_entropy
+from .hosts.unimatch import RandomBox, UniMatch
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
@@ -30,7 +35,7 @@ from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Output, Target
 
-Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision
+Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch
 
 
 def _embedding(recipe: Recipe) -> int:
@@ -75,6 +80,18 @@ def build(recipe: Recipe, classes: int) -> Built:
             return host()
         case "mean_teacher_mse" | "cutmix_seg" | "cps":
             return _classic(recipe, student, _weigher(recipe, student, classes), criterion)
+        case "unimatch":
+            u = recipe.unimatch
+            return UniMatch(
+                student, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
+                mix=RandomBox(u.box_p, u.box_area), weights=u.weights, drop=u.drop, divisor=c.divisor,
+                criterion=criterion, decay=c.decay,
+            )  # fmt: skip
+        case "augseg":
+            a = recipe.augseg
+            mix = AdaptiveInjection(a.inject, a.cut, a.adaptive)
+            weight, copied = a.unlabeled_weight, a.copy_epochs / epochs
+            return host(mix=mix, unlabeled_weight=weight, unlabeled_from=0.0, copy_until=copied)
         case "ddfp":
             d = recipe.ddfp
             made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
@@ -91,6 +108,14 @@ def build(recipe: Recipe, classes: int) -> Built:
             contrast = _pixel_to_part(recipe.esl, student, classes)
             weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
             return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
+
+
+def loading(recipe: Recipe) -> dict[str, Any]:
+    """What a method asks of the loader beyond the recipe's crops: its strong views."""
+    return {
+        "views": 2 if recipe.method == "unimatch" else 1,
+        "strong": RandomIntensity(recipe.augseg.changes) if recipe.method == "augseg" else StrongView(),
+    }
 
 
 def _step(d: DDFP, student: DeepLabV3Plus, teacher: nn.Module, classes: int) -> FeaturePerturber:

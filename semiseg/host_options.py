@@ -62,3 +62,32 @@ class CPS:
     def plain(cityscapes: bool = False) -> CPS:
         """Without mixing, at the weight of the paper's tables."""
         return CPS(mixed=False, weight=6.0 if cityscapes else 1.5)
+
+
+@dataclass(frozen=True)
+class UniMatch:
+    """UniMatch; tau, decay of the watching average and divisor are in `Consistency`."""
+
+    weights: tuple[float, float, float] = (0.25, 0.25, 0.5)  # of both strong views and of the dropped channels
+    drop: float = 0.5
+    box_p: float = 0.5
+    box_area: tuple[float, float] = (0.02, 0.4)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1 or min(self.weights) < 0:
+            raise ValueError(f"UniMatch needs drop in [0, 1) and weights >= 0, got {self.drop} and {self.weights}")
+
+
+@dataclass(frozen=True)
+class AugSeg:
+    """AugSeg; tau and decay are in `Consistency`."""
+
+    changes: int = 3  # most changes of intensity of the strong view
+    inject: tuple[float, float] = (8.0, 2.0)  # Beta of the labeled boxes
+    cut: tuple[float, float] = (4.0, 4.0)  # Beta of the mixed boxes
+    adaptive: bool = True  # inject more where the teacher is unsure
+    unlabeled_weight: float = 1.0
+    copy_epochs: int = 1  # the teacher is the student for so long
+
+    def __post_init__(self) -> None:
+        positive(changes=self.changes)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import CPS, CutMixSeg, MeanTeacherMSE
+from .host_options import CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
 
-Method = Literal["supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "ddfp", "dgcl", "esl"]
+Method = Literal[
+    "supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl"
+]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
@@ -29,11 +31,13 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "mean_teacher_mse": (("decay", "teacher"), "mean_teacher_mse"),
     "cutmix_seg": (("decay", "teacher", "cutmix_p", "cutmix_area"), "cutmix_seg"),
     "cps": (("decay",), "cps"),
+    "unimatch": (("tau", "decay", "divisor"), "unimatch"),
+    "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -55,6 +59,8 @@ class Recipe:
     mean_teacher_mse: MeanTeacherMSE = field(default_factory=MeanTeacherMSE)
     cutmix_seg: CutMixSeg = field(default_factory=CutMixSeg)
     cps: CPS = field(default_factory=CPS)
+    unimatch: UniMatch = field(default_factory=UniMatch)
+    augseg: AugSeg = field(default_factory=AugSeg)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -102,6 +108,8 @@ class Recipe:
             "mean_teacher_mse": MeanTeacherMSE,
             "cutmix_seg": CutMixSeg,
             "cps": CPS,
+            "unimatch": UniMatch,
+            "augseg": AugSeg,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,

@@ -161,7 +161,43 @@ def _cps(base: Recipe) -> Recipe:
     return replace(base, optimization=optimization, evaluation=evaluation, cps=CPS(weight=5.0 if city else 1.0))
 
 
-_PAPERS = {"esl": _esl, "mean_teacher_mse": _classic, "cutmix_seg": _classic, "cps": _cps}
+def _unimatch(base: Recipe) -> Recipe:
+    """UniMatch's released numbers at paper scale; its divisor counts every pixel that is not padding."""
+    base = replace(base, consistency=replace(base.consistency, divisor="valid"))
+    if base.scale != "paper":
+        return base
+    if base.data != "cityscapes":
+        return replace(base, optimization=Optimization(321, batch=8), evaluation=Evaluation("whole", 321))
+    return replace(
+        base,
+        optimization=Optimization(801, batch=8, epochs=240, lr=5e-3, head_lr_factor=1.0, ohem=True),
+        consistency=replace(base.consistency, tau=0.0),
+    )
+
+
+def _augseg(base: Recipe) -> Recipe:
+    """AugSeg's released numbers at paper scale; its divisor counts every pixel, ours those that are not padding."""
+    base = replace(base, consistency=replace(base.consistency, divisor="valid"))
+    if base.scale != "paper":
+        return base
+    if base.data != "cityscapes":
+        return replace(base, evaluation=Evaluation("whole", 513))
+    return replace(
+        base,
+        optimization=Optimization(800, batch=16, epochs=240, lr=1e-2, head_lr_factor=1.0, weight_decay=5e-4, ohem=True),
+        consistency=replace(base.consistency, tau=0.0, decay=0.996),
+        evaluation=Evaluation("sliding", 800, 534),
+    )
+
+
+_PAPERS = {
+    "esl": _esl,
+    "mean_teacher_mse": _classic,
+    "cutmix_seg": _classic,
+    "cps": _cps,
+    "unimatch": _unimatch,
+    "augseg": _augseg,
+}
 
 
 def as_its_paper(base: Recipe) -> Recipe:

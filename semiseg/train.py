@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from . import evaluate as ev
-from .build import build
+from .build import build, loading
 from .checkpoint import checkpoints, load_module, load_state, save_checkpoint
 from .data.checks import check
 from .data.dataset import SegmentationData
@@ -152,7 +152,7 @@ def _fit(
     batches = training_batches(
         data, split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size), steps=steps, start=start,
         seed=recipe.seed, workers=workers, rank=fabric.global_rank, world=fabric.world_size,
-        strong_labels=o.strong_labels, unlabeled=recipe.method != "supervised",
+        strong_labels=o.strong_labels, unlabeled=recipe.method != "supervised", **loading(recipe),
     )  # fmt: skip
     score, scores = _scorer(recipe, data), dict[str, ev.Scores]()
     bar = tqdm(total=steps, initial=start, disable=not (progress and writes), file=sys.stdout, mininterval=2)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,6 +40,7 @@ class TrainingStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (0.5, 2.0),
         views: int = 1,
+        strong: nn.Module | None = None,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         rank: int = 0,
@@ -54,7 +56,7 @@ class TrainingStream(Dataset[Batch]):
             raise ValueError(f"split {split.name} has no labeled images")
         self.data, self.split, self.seed = data, split, seed
         self.batch, self.views, self.rank, self.world = batch, views, rank, world
-        self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), StrongView()
+        self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), strong or StrongView()
         self.normalize = Normalize(mean, std)
         self.strong_labels, self.unlabeled = strong_labels, unlabeled
 
@@ -113,6 +115,7 @@ def training_batches(
     start: int = 0,
     scale: tuple[float, float] = (0.5, 2.0),
     views: int = 1,
+    strong: nn.Module | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     workers: int = 0,
@@ -124,12 +127,13 @@ def training_batches(
     """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
-    image.  mean, std: of RGB in 0..1.  strong_labels, unlabeled: see TrainingStream.
+    image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
+    strong_labels, unlabeled: see TrainingStream.
     Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
         raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
-    augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, mean=mean, std=std)
+    augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std)
     images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled)
     stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
     # A generator of its own keeps the DataLoader from drawing on the global one, on which the model's dropout depends.

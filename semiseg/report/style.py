@@ -14,12 +14,20 @@ METHOD_TITLES = {
     "mean_teacher_mse": "mean teacher, MSE",
     "cutmix_seg": "CutMix-Seg",
     "cps": "CPS",
+    "unimatch": "UniMatch",
+    "augseg": "AugSeg",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
 }
 PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
-METHOD_COLORS = dict(zip(METHOD_TITLES, (_PALETTE[i] for i in (7, 0, 9, 5, 1, 3, 2, 4)), strict=True))
+_HOSTS = sns.color_palette("Set2").as_hex()  # lighter: schemes are the background of the five papers
+METHOD_COLORS = {
+    **dict(
+        zip(("supervised", "mean_teacher", "ddfp", "dgcl", "esl"), (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True)
+    ),
+    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg"), _HOSTS, strict=False)),
+}
 
 
 def title(label: str) -> str:
