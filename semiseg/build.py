@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .data.intensity import RandomIntensity
 from .data.transforms import StrongView
+from .hosts.ael import AEL, AdaptiveCutMix, ConfidenceBank, CopyPaste
 from .hosts.augseg import AdaptiveInjection
 from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
 from .hosts.cutmix_seg import CutMixSegmentation
@@ -35,7 +36,7 @@ from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Output, Target
 
-Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch
+Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch | AEL
 
 
 def _embedding(recipe: Recipe) -> int:
@@ -92,6 +93,8 @@ def build(recipe: Recipe, classes: int) -> Built:
             mix = AdaptiveInjection(a.inject, a.cut, a.adaptive)
             weight, copied = a.unlabeled_weight, a.copy_epochs / epochs
             return host(mix=mix, unlabeled_weight=weight, unlabeled_from=0.0, copy_until=copied)
+        case "ael":
+            return _ael(recipe, student, classes, criterion)
         case "ddfp":
             d = recipe.ddfp
             made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
@@ -168,6 +171,18 @@ def _classic(
     return SoftMeanTeacher(
         student, weigh=weigh, color=m.color, on_labeled=m.on_labeled, unlabeled_weight=m.weight, rise=m.ramp_up,
         criterion=criterion, decay=decay, own_statistics=own,
+    )  # fmt: skip
+
+
+def _ael(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callable[[Output, Target], Tensor]) -> AEL:
+    a, c = recipe.ael, recipe.consistency
+    bank = ConfidenceBank(classes, a.momentum, a.absent_decays, a.random_start)
+    return AEL(
+        student, bank, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
+        mix=AdaptiveCutMix(bank, a.least_area), on_labeled=a.on_labeled, gamma=a.gamma,
+        paste=CopyPaste(bank, a.paste_p, a.paste_classes, a.paste_among) if a.paste_p else None,
+        unlabeled_weight=a.unlabeled_weight, criterion=criterion, decay=0.0 if c.teacher == "self" else c.decay,
+        own_statistics=c.teacher != "ema",
     )  # fmt: skip
 
 

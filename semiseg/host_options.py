@@ -91,3 +91,24 @@ class AugSeg:
 
     def __post_init__(self) -> None:
         positive(changes=self.changes)
+
+
+@dataclass(frozen=True)
+class AEL:
+    """AEL; tau and decay are in `Consistency`.  Defaults are for PASCAL VOC."""
+
+    momentum: float = 0.999
+    absent_decays: bool = False  # True: released code
+    random_start: bool = False  # True: released code
+    least_area: float = 0.03  # of a component that is cut out; Cityscapes 0.005
+    paste_p: float = 0.5
+    paste_classes: int = 1  # Cityscapes 3
+    paste_among: tuple[int, ...] | None = None  # None: all but class 0
+    on_labeled: bool = True
+    gamma: float = 1.0
+    unlabeled_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(paste_classes=self.paste_classes, least_area=self.least_area)
+        if not 0 <= self.momentum < 1 or not 0 <= self.paste_p <= 1:
+            raise ValueError(f"AEL needs momentum in [0, 1) and paste_p in [0, 1], got {self.momentum}, {self.paste_p}")

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
+from .host_options import AEL, CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
-    "supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl"
+    "supervised",
+    "mean_teacher",
+    "mean_teacher_mse",
+    "cutmix_seg",
+    "cps",
+    "unimatch",
+    "augseg",
+    "ael",
+    "ddfp",
+    "dgcl",
+    "esl",
 ]
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
@@ -33,11 +43,12 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "cps": (("decay",), "cps"),
     "unimatch": (("tau", "decay", "divisor"), "unimatch"),
     "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
+    "ael": (("tau", "decay", "teacher"), "ael"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -61,6 +72,7 @@ class Recipe:
     cps: CPS = field(default_factory=CPS)
     unimatch: UniMatch = field(default_factory=UniMatch)
     augseg: AugSeg = field(default_factory=AugSeg)
+    ael: AEL = field(default_factory=AEL)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -110,6 +122,7 @@ class Recipe:
             "cps": CPS,
             "unimatch": UniMatch,
             "augseg": AugSeg,
+            "ael": AEL,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,

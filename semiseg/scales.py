@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .host_options import CPS, CutMixSeg
+from .host_options import AEL, CPS, CutMixSeg
 from .options import DDFP, DGCL, ESL, Consistency, Evaluation, Network, Optimization
 
 if TYPE_CHECKING:
@@ -190,6 +190,22 @@ def _augseg(base: Recipe) -> Recipe:
     )
 
 
+def _ael(base: Recipe) -> Recipe:
+    """AEL's released numbers at paper scale: OHEM on both data sets."""
+    base = replace(base, consistency=replace(base.consistency, decay=0.99))
+    if base.scale != "paper":
+        return base
+    city = base.data == "cityscapes"
+    optimization = replace(base.optimization, lr=1e-2, head_lr_factor=10.0, ohem=True)
+    return replace(
+        base,
+        network=replace(base.network, output_stride=8),
+        optimization=optimization,
+        consistency=replace(base.consistency, tau=0.0 if city else 0.7),
+        ael=AEL(least_area=0.005, paste_classes=3) if city else base.ael,
+    )
+
+
 _PAPERS = {
     "esl": _esl,
     "mean_teacher_mse": _classic,
@@ -197,6 +213,7 @@ _PAPERS = {
     "cps": _cps,
     "unimatch": _unimatch,
     "augseg": _augseg,
+    "ael": _ael,
 }
 
 

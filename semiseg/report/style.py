@@ -16,6 +16,7 @@ METHOD_TITLES = {
     "cps": "CPS",
     "unimatch": "UniMatch",
     "augseg": "AugSeg",
+    "ael": "AEL",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
