@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from . import scales
 from .host_options import AEL, CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
-from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
+from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Detector, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
     "supervised",
@@ -78,6 +78,7 @@ class Recipe:
     esl: ESL = field(default_factory=ESL)
     upc: UPC | None = None
     wpl: WPL | None = None
+    detector: Detector = field(default_factory=Detector)  # used by WPL where `wpl.reliable` is "detector"
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
@@ -96,18 +97,25 @@ class Recipe:
     def name(self) -> str:
         return f"{self.data}-{self.scale}/{self.label}-{self.split}-seed{self.seed}"
 
+    @property
+    def asks_detector(self) -> bool:
+        """Whether detected boxes take part."""
+        return self.wpl is not None and self.wpl.reliable == "detector"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values; parts that the method does not use are left out."""
         used = asdict(self)
         read, own = _READS[self.method]
         used["consistency"] = {name: used["consistency"][name] for name in read}
         absent = [name for name in _PLUG_INS if used[name] is None]
+        absent += [] if self.asks_detector else ["detector"]
         for name in {*_OWN, *absent} - {own}:
             del used[name]
         for name in used.keys() & {f.name for f in fields(self)}:
             _leave_out_later(getattr(self, name), used[name])
-        if self.network.weights is not None:
-            used["network"]["weights"] = Path(self.network.weights).name  # where the file lies is not the recipe
+        for part in (used["network"], used.get("detector", {})):
+            if part.get("weights") is not None:
+                part["weights"] = Path(part["weights"]).name  # where the file lies is not the recipe
         return json.loads(json.dumps(used))
 
     @staticmethod
@@ -128,6 +136,7 @@ class Recipe:
             "esl": ESL,
             "upc": UPC,
             "wpl": WPL,
+            "detector": Detector,
             "evaluation": Evaluation,
         }
         given = dict(values)

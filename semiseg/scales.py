@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .host_options import AEL, CPS, CutMixSeg
-from .options import DDFP, DGCL, ESL, Consistency, Evaluation, Network, Optimization
+from .options import DDFP, DGCL, ESL, Consistency, Detector, Evaluation, Network, Optimization
 
 if TYPE_CHECKING:
     from .recipes import Recipe
@@ -48,6 +48,7 @@ def digits(base: Recipe) -> Recipe:
         ddfp=DDFP(eps=_same_step(64 + 16), flow_hidden=64),
         dgcl=_fewer_pixels(2 * 16 * 8 * 8, embedding=64),
         esl=ESL(embedding=2 * 64, collect_steps=1024 // 16),
+        detector=Detector("tiny", None, 64, batch=16, epochs=60, patience=20, lr=3e-3, min_pixels=8, most=5),
         evaluation=Evaluation("whole", 32),
     )
 
@@ -63,6 +64,7 @@ def smoke(base: Recipe) -> Recipe:
         ddfp=replace(tiny.ddfp, flow_hidden=16),
         dgcl=DGCL(embedding=16, bank=32, quota=8, pixels=64, scales=(2, 4), anchors=8, keys=4, negatives=16),
         esl=replace(tiny.esl, embedding=2 * 16, sure=0.0, collect_steps=1),
+        detector=replace(tiny.detector, epochs=1),
         evaluation=Evaluation("whole", 32, every=2),
     )
 
@@ -86,6 +88,7 @@ def voc_tiny(base: Recipe) -> Recipe:
         ddfp=DDFP(eps=_same_step(96 + 24), flow_hidden=128),
         dgcl=_fewer_pixels(2 * 8 * 32 * 32, embedding=96),
         esl=ESL(embedding=2 * 96, collect_steps=60),
+        detector=Detector("mobilenet_v2", size=224, epochs=40, patience=8, lr=3e-4, min_pixels=16, most=20),
         evaluation=Evaluation("whole", 224, every=5),
     )
 

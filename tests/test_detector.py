@@ -1,6 +1,9 @@
 """The detector learns boxes from masks, stops by held-out labeled images, and reads no other image."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import toys
 from torch import Tensor
 
 from semiseg.data.boxes import Boxes, component_boxes
-from semiseg.models.detector import detect, f1, hits, make_detector, train_detector
+from semiseg.data.splits import Split
+from semiseg.models.detector import detect, f1, find_objects, hits, make_detector, thing_classes, train_detector
 from semiseg.options import Detector
 
 SMALL = Detector("tiny", None, size=64, batch=8, epochs=12, patience=12, lr=3e-3, min_pixels=4, most=5)
@@ -72,6 +76,28 @@ def test_images_without_boxes_are_not_enough() -> None:
     data = toys.Blobs()
     with pytest.raises(ValueError, match="a detector needs two labeled images with boxes, blobs gives 0"):
         train_detector(data, data.train, (0,), Detector("tiny", None, 64, min_pixels=10**6))
+
+
+def test_detections_are_made_once_and_not_taken_for_others(tmp_path: Path) -> None:
+    data = Watched(12)
+    split = Split("own", "own", data.train[:8], data.train[8:])
+    small = replace(SMALL, epochs=1)
+    found = find_objects(data, split, small, tmp_path / "boxes.safetensors")
+    assert list(found.found) == list(split.unlabeled)
+    data.opened.clear()
+    again = find_objects(data, split, small, tmp_path / "boxes.safetensors")
+    assert again.sha256 == found.sha256 and not data.opened
+    note = json.loads((tmp_path / "boxes.json").read_text())
+    assert note["sha256"] == found.sha256 and note["things"] == [1, 2, 3] and note["epochs"] == 1
+    with pytest.raises(ValueError, match="holds detections of another seed, detector"):
+        find_objects(data, split, replace(small, size=32), tmp_path / "boxes.safetensors", seed=1)
+
+
+def test_stuff_gets_no_boxes() -> None:
+    class City(toys.Blobs):
+        classes = ("road", "traffic light", "sky", "car")
+
+    assert thing_classes(City()) == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -7,8 +7,12 @@ pixel.  No image outside the labeled list, no instance annotation, and no detect
 from __future__ import annotations
 
 import copy
+import json
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -25,7 +29,9 @@ from torchvision.transforms import v2
 
 from ..data.boxes import Boxes, Detections, component_boxes
 from ..data.dataset import SegmentationData
+from ..data.splits import Split
 from ..options import Detector
+from ..runs import write_text
 from .backbones import load_backbone, tiny
 
 
@@ -162,6 +168,45 @@ def predict(net: nn.Module, image: Tensor, things: Sequence[int]) -> Boxes:
 def detect(net: nn.Module, data: SegmentationData, ids: Sequence[str], things: Sequence[int]) -> Detections:
     """The boxes of many images, with their scores."""
     return Detections({key: predict(net, data.image(key), things) for key in ids})
+
+
+# Classes whose box would be most of an image.  Cityscapes' pole is left out as in the paper's list of ten.
+STUFF = {"background", "road", "sidewalk", "building", "wall", "fence", "pole", "vegetation", "terrain", "sky"}
+STUFF |= {"tree", "pavement", "sign_symbol"}  # CamVid
+
+
+def thing_classes(data: SegmentationData) -> tuple[int, ...]:
+    """The classes that get boxes."""
+    return tuple(k for k, name in enumerate(data.classes) if name.lower().replace(" ", "_") not in STUFF)
+
+
+def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, seed: int = 0) -> Detections:
+    """Boxes of all unlabeled images by a detector trained on the labeled ones; made once and kept in a file.
+
+    Beside the file lies what was done, as JSON.  Raises ValueError where that differs from what is asked for.
+    """
+    things = thing_classes(data)
+    asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": asdict(o)}
+    if o.weights is not None:
+        asked["detector"]["weights"] = Path(o.weights).name
+    note = path.with_suffix(".json")
+    if path.is_file() and note.is_file():
+        found = json.loads(note.read_text())
+        changed = [key for key, value in asked.items() if found.get(key) != json.loads(json.dumps(value))]
+        if changed:
+            raise ValueError(
+                f"{path} holds detections of another {', '.join(changed)}; delete it or choose another file"
+            )
+        return Detections.read(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    net, rows = train_detector(data, split.labeled, things, o, seed)
+    detections = detect(net, data, split.unlabeled or split.labeled, things)
+    detections.save(path)
+    best = max(rows, key=lambda row: row["f1"])
+    result = {"epochs": len(rows), "best": best, "duration_s": round(time.perf_counter() - began, 1)}
+    write_text(note, json.dumps({**asked, **result, "sha256": detections.sha256}, indent=1))
+    return detections
 
 
 def hits(found: Boxes, truth: Boxes, iou: float) -> Tensor:

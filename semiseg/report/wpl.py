@@ -1,0 +1,238 @@
+"""Figures and tables of the WPL chapter: what the weight sees, how steady ranks are, what the detector adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..banks import as_pixels
+from ..data.boxes import Boxes, Detections, component_boxes, planes
+from ..data.dataset import SegmentationData
+from ..data.transforms import Normalize
+from ..methods.wpl import RankWeight, nearest, signatures
+from ..models.deeplabv3plus import DeepLabV3Plus
+from ..models.detector import hits
+from ..runs import Run
+from ..types import IGNORE, Output, Target, View
+from .pictures import colored, legend
+from .style import title
+
+
+@torch.no_grad()
+def look(network: DeepLabV3Plus, data: SegmentationData, key: str) -> View:
+    """One whole image as a host sees it: prediction as pseudo-label, features, hidden mask.
+
+    The network must be in evaluation mode.  Every pixel is kept.
+    """
+    image = Normalize()(data.image(key)[None])
+    output = network(image)
+    label = output.logits.argmax(1)
+    ones = torch.ones(label.shape)
+    mask = data.mask(key)
+    hidden = torch.full(label.shape, IGNORE) if mask is None else mask[None].long()
+    return View(image, Target(label, ones, ones), output, hidden=hidden)
+
+
+def weights(
+    network: DeepLabV3Plus, weigher: RankWeight, data: SegmentationData, ids: Sequence[str], sure: float = 0.95
+) -> Figure:
+    """Fig. 1: image, truth, pseudo-label, its errors among the confident pixels, and the weight W."""
+    columns = ("image", "truth", "pseudo-label", f"confident errors (p ≥ {sure})", "weight W")
+    figure, axes = plt.subplots(len(ids), 5, figsize=(9, 1.75 * len(ids) + 0.5), squeeze=False)
+    for row, key in zip(axes, ids, strict=True):
+        view = look(network, data, key)
+        assert view.teacher is not None and view.hidden is not None
+        confident = view.teacher.logits.softmax(1).amax(1)[0] >= sure
+        wrong = confident & (view.target.hard[0] != view.hidden[0]) & (view.hidden[0] != IGNORE)
+        error = np.where(wrong.numpy(), 1.0, np.where(confident.numpy(), 0.0, 0.5))
+        row[0].imshow(data.image(key).movedim(0, -1).numpy())
+        row[1].imshow(colored(view.hidden[0], data.palette))
+        row[2].imshow(colored(view.target.hard[0], data.palette))
+        row[3].imshow(error, cmap="coolwarm", vmin=-0.2, vmax=1.2)
+        drawn = row[4].imshow(weigher(view)[0], cmap="viridis", vmin=0, vmax=1)
+        for ax, name in zip(row, columns, strict=True):
+            ax.set_title(name if key == ids[0] else "", fontsize="small")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    figure.colorbar(drawn, ax=axes[:, 4], shrink=0.8)
+    legend(figure, data)
+    return figure
+
+
+def correct_features(
+    network: DeepLabV3Plus, data: SegmentationData, ids: Sequence[str], sure: float
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and classes (N,) of confident, correct pixels on the feature grid."""
+    vectors, labels = [], []
+    for key in ids:
+        view = look(network, data, key)
+        assert view.teacher is not None and view.hidden is not None
+        size = view.teacher.features.shape[-2:]
+        p, label = nearest(view.teacher.logits, size).softmax(1).max(1)
+        right = (p >= sure) & (label == nearest(view.hidden, size))
+        vectors.append(as_pixels(view.teacher.features)[right.flatten()])
+        labels.append(label[right])
+    return torch.cat(vectors), torch.cat(labels)
+
+
+def steadiness(features: Tensor, labels: Tensor, prototypes: Tensor, k: int, classes: Sequence[str]) -> pd.DataFrame:
+    """Fig. 5 (b, c): how much features of a class vary, as values and as sets of the k strongest channels.
+
+    Args:
+        features, labels: (N, D) and (N,).
+        prototypes: (K, D).
+
+    Returns:
+        A row per class with at least two features: pixels; "values": variance of the features over pixels, relative to
+        their mean square; "indices": Hamming distance between a pixel's and the prototype's k strongest channels, as a
+        share of the largest possible, 2 k.
+    """
+    marks = F.one_hot(signatures(features, k), features.shape[1]).sum(1)
+    of_class = F.one_hot(signatures(prototypes, k), features.shape[1]).sum(1)
+    rows = []
+    for c in labels.unique().tolist():
+        mine = labels == c
+        if int(mine.sum()) < 2:
+            continue
+        v = features[mine]
+        apart = (marks[mine] != of_class[c]).sum(1).float().mean() / (2 * k)
+        spread = v.var(0).sum() / v.square().mean(0).sum()
+        rows.append([classes[c], int(mine.sum()), spread.item(), apart.item()])
+    return pd.DataFrame(rows, columns=["class", "pixels", "values", "indices"]).set_index("class")
+
+
+def steadiness_figure(table: pd.DataFrame) -> Figure:
+    """Both measures side by side."""
+    figure, ax = plt.subplots(figsize=(7, 3.2))
+    table[["values", "indices"]].plot.bar(ax=ax, color=["0.65", "tab:green"], width=0.75)
+    ax.set(ylabel="share of the largest", xlabel="", ylim=(0, 1))
+    ax.tick_params(axis="x", rotation=30)
+    ax.legend(["variance of values / mean square", "Hamming distance of top channels / 2k"], frameon=False)
+    return figure
+
+
+def weight_curves(run: Run) -> Figure:
+    """Left, Fig. 5 (a): share of kept pseudo-labels that are right and wrong.  Right: mean weight of either kind."""
+    m = run.metrics.set_index("epoch")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    shares = pd.DataFrame({"right": m.pseudo_label_accuracy, "wrong": 1 - m.pseudo_label_accuracy}).dropna()
+    left.bar(shares.index, 100 * shares["right"], color="tab:green", label="right")
+    left.bar(shares.index, 100 * shares["wrong"], bottom=100 * shares["right"], color="tab:red", label="wrong")
+    left.set(title="kept pseudo-labels", xlabel="epoch", ylabel="%")
+    left.legend(loc="lower right")
+    names = {"weight_right": "right pseudo-labels", "weight_wrong": "wrong pseudo-labels", "weight": "all kept"}
+    sns.lineplot(m[list(names)].rename(columns=names), dashes=False, markers=True, ax=right)
+    right.set(title="mean weight W", xlabel="epoch", ylim=(0, None))
+    return figure
+
+
+def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
+    """Fig. 6: accuracy of pseudo-labels, plain and as the weights count them, in the last epoch, in percent.
+
+    A right and b wrong pixels with mean weights u and v count as a u / (a u + b v).
+    """
+    rows = []
+    for run in runs:
+        last = run.metrics.iloc[-1]
+        right, wrong = (
+            last.pseudo_label_accuracy * last.weight_right,
+            (1 - last.pseudo_label_accuracy) * last.weight_wrong,
+        )
+        recipe = run.record["recipe"]
+        rows.append(
+            [title(run.label), recipe["wpl"]["similarity"], recipe["split"], recipe["seed"],
+             100 * last.pseudo_label_accuracy, 100 * right / (right + wrong)]
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["method", "similarity", "split", "seed", "plain", "weighted"]).round(2)
+
+
+# --- the detector -----------------------------------------------------------------------------
+
+
+def box_accuracy(
+    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], *, score: float,
+    iou: float = 0.8, min_pixels: int = 1,
+) -> pd.DataFrame:  # fmt: skip
+    """Supplement Table 1, first row: detections at a score, and the share that overlap a true box by at least `iou`."""
+    right, shown = np.zeros(len(data.classes)), np.zeros(len(data.classes))
+    for key in ids:
+        mask = data.mask(key)
+        if mask is None:
+            continue
+        sure = detections[key].above(score)
+        good = hits(sure, component_boxes(mask, things, min_pixels), iou)
+        shown += np.bincount(sure.labels, minlength=len(shown))
+        right += np.bincount(sure.labels[good], minlength=len(shown))
+    names = [data.classes[k] for k in things]
+    counts = pd.DataFrame({"boxes": shown[list(things)].astype(int), "right": right[list(things)]}, index=names)
+    counts.loc["all"] = counts.sum()
+    accuracy = 100 * counts.right / counts.boxes.where(counts.boxes > 0)
+    return pd.DataFrame({"boxes": counts.boxes.astype(int), "accuracy, %": accuracy.round(1)})
+
+
+def three_groups(
+    network: DeepLabV3Plus, detections: Detections, data: SegmentationData, ids: Sequence[str], *, score: float,
+    sure: float,
+) -> pd.DataFrame:  # fmt: skip
+    """Supplement Table 1: accuracy of confident pixels, of those inside a box of their class, and of those outside.
+
+    Returns:
+        A row per predicted class and one for all with boxes: pixels and accuracy in percent of each group.
+    """
+    classes = len(data.classes)
+    counts = np.zeros((3, 2, classes))
+    for key in ids:
+        view = look(network, data, key)
+        assert view.teacher is not None and view.hidden is not None
+        for group, (pixels, right) in enumerate(_groups(view.teacher, view.hidden, detections[key].above(score), sure)):
+            counts[group, 0] += np.bincount(pixels, minlength=classes)
+            counts[group, 1] += np.bincount(right, minlength=classes)
+    found = detections.above(score).found.values()
+    boxed = sorted({int(k) for boxes in found for k in boxes.labels})
+    names = ("confident", "confident, in a box", "confident, in no box")
+    columns = {}
+    for name, (pixels, right) in zip(names, counts, strict=True):
+        pixels, right = np.append(pixels, pixels[boxed].sum()), np.append(right, right[boxed].sum())
+        columns[f"{name}: pixels"] = pixels.astype(int)
+        columns[f"{name}: accuracy, %"] = np.round(100 * right / np.where(pixels > 0, pixels, np.nan), 1)
+    return pd.DataFrame(columns, index=[*data.classes, "classes with boxes"])
+
+
+def _groups(output: Output, hidden: Tensor, boxes: Boxes, sure: float) -> list[tuple[Tensor, Tensor]]:
+    """Predicted classes of all, and of the right, confident pixels with known truth: everywhere, in boxes, outside."""
+    p, label = output.logits[0].softmax(0).max(0)
+    inside = planes(boxes, len(output.logits[0]), (label.shape[0], label.shape[1])).gather(0, label[None])[0]
+    known = (p >= sure) & (hidden[0] != IGNORE)
+    chosen = (known, known & inside, known & ~inside)
+    return [(label[group], label[group & (label == hidden[0])]) for group in chosen]
+
+
+def boxes_picture(
+    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], score: float
+) -> Figure:
+    """What the detector finds on unlabeled images (solid) beside the boxes of the hidden masks (dotted)."""
+    figure, axes = plt.subplots(1, len(ids), figsize=(1.6 * len(ids), 2.1), squeeze=False)
+    for ax, key in zip(axes[0], ids, strict=True):
+        ax.imshow(data.image(key).movedim(0, -1).numpy())
+        mask = data.mask(key)
+        sets = [(detections[key].above(score), "-")]
+        if mask is not None:
+            sets.append((component_boxes(mask, things), ":"))
+        for boxes, style in sets:
+            for (x0, y0, x1, y1), k in zip(boxes.edges.tolist(), boxes.labels.tolist(), strict=True):
+                color = np.array(data.palette[k]) / 255
+                place = (x0 - 0.5, y0 - 0.5)
+                ax.add_patch(plt.Rectangle(place, x1 - x0, y1 - y0, fill=False, color=color, ls=style, lw=2))
+                if style == "-":
+                    ax.text(x0, y0, data.classes[k], fontsize="x-small", color="white", backgroundcolor=color)
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    return figure
