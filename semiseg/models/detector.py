@@ -186,9 +186,8 @@ def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, 
     Beside the file lies what was done, as JSON.  Raises ValueError where that differs from what is asked for.
     """
     things = thing_classes(data)
-    asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": asdict(o)}
-    if o.weights is not None:
-        asked["detector"]["weights"] = Path(o.weights).name
+    numbers = {**asdict(o), "weights": o.weights and Path(o.weights).name}
+    asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": numbers}
     note = path.with_suffix(".json")
     if path.is_file() and note.is_file():
         found = json.loads(note.read_text())

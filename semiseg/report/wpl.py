@@ -11,6 +11,7 @@ import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..banks import as_pixels
@@ -199,10 +200,10 @@ def three_groups(
     boxed = sorted({int(k) for boxes in found for k in boxes.labels})
     names = ("confident", "confident, in a box", "confident, in no box")
     columns = {}
-    for name, (pixels, right) in zip(names, counts, strict=True):
-        pixels, right = np.append(pixels, pixels[boxed].sum()), np.append(right, right[boxed].sum())
-        columns[f"{name}: pixels"] = pixels.astype(int)
-        columns[f"{name}: accuracy, %"] = np.round(100 * right / np.where(pixels > 0, pixels, np.nan), 1)
+    for name, of_group in zip(names, counts, strict=True):
+        total, good = (np.append(n, n[boxed].sum()) for n in of_group)
+        columns[f"{name}: pixels"] = total.astype(int)
+        columns[f"{name}: accuracy, %"] = np.round(100 * good / np.where(total > 0, total, np.nan), 1)
     return pd.DataFrame(columns, index=[*data.classes, "classes with boxes"])
 
 
@@ -230,7 +231,7 @@ def boxes_picture(
             for (x0, y0, x1, y1), k in zip(boxes.edges.tolist(), boxes.labels.tolist(), strict=True):
                 color = np.array(data.palette[k]) / 255
                 place = (x0 - 0.5, y0 - 0.5)
-                ax.add_patch(plt.Rectangle(place, x1 - x0, y1 - y0, fill=False, color=color, ls=style, lw=2))
+                ax.add_patch(Rectangle(place, x1 - x0, y1 - y0, fill=False, color=color, ls=style, lw=2))
                 if style == "-":
                     ax.text(x0, y0, data.classes[k], fontsize="x-small", color="white", backgroundcolor=color)
         ax.set(xticks=[], yticks=[])
