@@ -58,7 +58,7 @@ def weights(
         row[1].imshow(colored(view.hidden[0], data.palette))
         row[2].imshow(colored(view.target.hard[0], data.palette))
         row[3].imshow(error, cmap="coolwarm", vmin=-0.2, vmax=1.2)
-        drawn = row[4].imshow(weigher(view)[0], cmap="viridis", vmin=0, vmax=1)
+        drawn = row[4].imshow(weigher(view)[0].numpy(), cmap="viridis", vmin=0, vmax=1)
         for ax, name in zip(row, columns, strict=True):
             ax.set_title(name if key == ids[0] else "", fontsize="small")
             ax.set(xticks=[], yticks=[])
