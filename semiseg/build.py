@@ -78,7 +78,7 @@ def build(recipe: Recipe, classes: int) -> Built:
     )
     match recipe.method:
         case "mean_teacher":
-            return host()
+            return host(unlabeled_weight=c.unlabeled_weight)
         case "mean_teacher_mse" | "cutmix_seg" | "cps":
             return _classic(recipe, student, _weigher(recipe, student, classes), criterion)
         case "unimatch":

@@ -89,6 +89,7 @@ class Consistency:
     # training mode, so that the batch normalizes itself
     teacher: Literal["ema", "self", "ema_train"] = "ema"
     unlabeled_from_epoch: int = 1
+    unlabeled_weight: float = later(1.0)
 
     def __post_init__(self) -> None:
         one_of("divisor", self.divisor, get_args(Divisor))
@@ -245,6 +246,16 @@ class WPL:
         positive(k=self.k, memory=self.memory, quota=self.quota)
         if not 0 <= self.sure <= 1 or not 0 <= self.box_score <= 1 or min(self.offset, self.unknown) < 0:
             raise ValueError("WPL needs sure and box_score in [0, 1], offset and unknown >= 0")
+
+    @staticmethod
+    def paper() -> WPL:
+        """Eq. 5 and 6 to the letter: no prototype, no agreement; every pixel in the divisor."""
+        return WPL(unknown=0.0, in_divisor=False)
+
+    @staticmethod
+    def official() -> WPL:
+        """cvlab-stonybrook/Weighting-Pseudo-Labels @ b0492232."""
+        return WPL(offset=1.0, resolution="full", box_score=0.95)
 
 
 @dataclass(frozen=True)

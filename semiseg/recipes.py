@@ -205,6 +205,19 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
     return scales.as_its_paper(makers[scale](Recipe(method, data, split, scale, seed)))
 
 
+def with_alpha(base: Recipe, alpha: float) -> Recipe:
+    """The recipe with its unlabeled terms times alpha, for the hosts that WPL plugs into (WPL Eq. 7)."""
+    one_of("host with a factor alpha", base.method, ("mean_teacher", "unimatch", "augseg", "ael"))
+    if base.method == "unimatch":
+        a, b, c = base.unimatch.weights
+        return replace(base, unimatch=replace(base.unimatch, weights=(alpha * a, alpha * b, alpha * c)))
+    if base.method == "augseg":
+        return replace(base, augseg=replace(base.augseg, unlabeled_weight=alpha * base.augseg.unlabeled_weight))
+    if base.method == "ael":
+        return replace(base, ael=replace(base.ael, unlabeled_weight=alpha * base.ael.unlabeled_weight))
+    return replace(base, consistency=replace(base.consistency, unlabeled_weight=alpha))
+
+
 def paper(base: Recipe) -> Recipe:
     """DDFP or DGCL read from the paper alone: every option where the text speaks."""
     if base.method == "dgcl":

@@ -21,6 +21,7 @@ from ..data.transforms import Normalize
 from ..methods.wpl import RankWeight, nearest, signatures
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.detector import hits
+from ..options import WPL
 from ..runs import Run
 from ..types import IGNORE, Output, Target, View
 from .pictures import colored, legend
@@ -237,3 +238,20 @@ def boxes_picture(
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
     return figure
+
+
+def ablations(runs: Sequence[Run]) -> pd.DataFrame:
+    """Runs of one host that differ in WPL's options: what is changed, mIoU in percent, teacher, last epoch."""
+    usual, rows = WPL(), []
+    for run in runs:
+        given = run.record["recipe"].get("wpl")
+        if given is None:
+            continue
+        changed = [f"{k} = {v}" for k, v in given.items() if v != getattr(usual, k)]
+        recipe = run.record["recipe"]
+        rows.append(
+            [title(run.label), recipe["split"], ", ".join(changed) or "default", recipe["seed"], 100 * run.miou]
+        )
+    frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU"])
+    grouped = frame.groupby(["method", "split", "changed"], sort=False).mIoU.agg(["mean", "std", "count"])
+    return grouped.rename(columns={"std": "s.d.", "count": "seeds"}).round(2).reset_index()

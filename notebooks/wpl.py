@@ -1,0 +1,318 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (sec-wpl)=
+# # WPL: pseudo-labels weighted by rank statistics and a detector
+#
+# {cite:t}`howlader2024wpl`, *Weighting Pseudo-Labels via High-Activation Feature Index Similarity and Object Detection*,
+# ECCV 2024.
+#
+# A threshold on confidence lets through pixels that are sure and wrong. WPL asks for two further opinions. Pixels of one
+# class tend to share their **most activated feature channels**, whatever the values; a pseudo-label whose strongest channels
+# are not those of its class gets a small weight. And a **detector**, trained on the labeled images alone with boxes made
+# from their masks, confirms which unlabeled pixels may shape the picture of a class.
+#
+# **In this chapter**: the idea beside the code that runs it; what the detector finds and what it adds; a trained model,
+# its weights in pictures and numbers; and where our reading departs from the paper or its released code. It plugs into
+# any host that weighs pixels:
+#
+# ```sh
+# papermill notebooks/wpl.ipynb out.ipynb -p host augseg -p split 1_16
+# ```
+
+# %% tags=["parameters"]
+host = "unimatch"  # unimatch, augseg, ael, u2pl or mean_teacher
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
+data = "digits"  # digits (embedded), or voc (a folder laid out like it)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+seed = 0
+variant = "default"  # or WPL as paper, or as official (code) have it
+k = 5  # strongest channels compared (Fig. 7)
+similarity = "rank"  # or cosine, euclidean (Fig. 6, supplement Fig. 3)
+reliable = "detector"  # or confidence, none: what feeds the prototypes (Table 3)
+alpha = 1.0  # factor of the unlabeled terms (supplement Table 2)
+box_score = ""  # of boxes that count (supplement Table 3); empty: by recipe
+memory = 256  # vectors per class in each bank (supplement Table 4)
+root = ""  # voc: the folder with JPEGImages, ImageSets, masks
+classes = ""  # voc: classes to keep, separated by commas; empty: all
+train_list = "train_aug"  # voc: the list of training images
+labeled_list = ""  # a list file, instead of the seeded partition
+weights = ""  # of the encoder: imagenet or a file; empty: by scale
+workers = 0  # data loading processes
+
+# %% tags=["hide-input"]
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from IPython.display import Markdown, display
+
+from semiseg.build import load_exported
+from semiseg.data.boxes import Detections
+from semiseg.models.detector import thing_classes
+from semiseg.notebook import (
+    choice,
+    open_data,
+    open_split,
+    parse_split,
+    repo_root,
+    seed_number,
+    train_or_reuse,
+    whole_number,
+)
+from semiseg.options import WPL
+from semiseg.recipes import SCALES, Recipe, recipe, with_alpha
+from semiseg.report import pictures, tables
+from semiseg.report import wpl as figures
+from semiseg.report.style import use_style
+from semiseg.runs import find_runs
+
+split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+variants = {"default": WPL, "paper": WPL.paper, "official": WPL.official}
+options = variants[choice("variant", variant, variants)]()
+options = replace(
+    options,
+    k=whole_number("k", k, 1),
+    similarity=similarity,
+    reliable=reliable,
+    memory=whole_number("memory", memory, 1),
+)
+if box_score != "":
+    options = replace(options, box_score=float(box_score))
+if scale == "smoke":
+    options = replace(options, sure=0.0)  # an untrained network is sure of nothing
+hosts = ("unimatch", "augseg", "ael", "u2pl", "mean_teacher")
+plain = recipe(choice("host", host, hosts), data, split, choice("scale", scale, SCALES), seed)
+if weights:
+    encoder, boxes_encoder = plain.network, plain.detector
+    plain = replace(plain, network=replace(encoder, weights=weights), detector=replace(boxes_encoder, weights=weights))
+if float(alpha) != 1:
+    plain = with_alpha(plain, float(alpha))
+images = open_data(data, root, classes, train_list)
+partition = open_split(images, split, seed, labeled_list)
+plain = replace(plain, split=partition.name)
+settings = replace(plain, wpl=options)
+use_style()
+# %config InlineBackend.figure_formats = ["retina"]
+pd.DataFrame(
+    {
+        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
+    },
+    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
+)
+
+# %% [markdown]
+# ## The idea, in equations
+#
+# The host's teacher gives every pixel $i$ of an unlabeled image a pseudo-label $\hat y_i = c$ and a feature $z_i$, the
+# input of the last 1×1 convolution. The **prototype** $P_c$ is the mean of stored features of class $c$: labeled pixels that
+# are predicted rightly and surely, and unlabeled ones that both the network (surely) and a detected box call $c$. The weight
+# compares sets of channels, not values,
+#
+# $$
+# \mathcal{W}_i = \frac{s_i}{k}, \qquad
+# s_i = \big|\, \mathrm{top}_k(z_i) \cap \mathrm{top}_k(P_c) \,\big| ,
+# $$ (eq-wpl-weight)
+#
+# and multiplies the pixel's loss,
+#
+# $$
+# \mathcal{L}_u = \frac{1}{|\mathcal{D}_u|} \sum_{x^u} \frac{1}{WH} \sum_i
+# \mathbf{1}\big[\max p_i \ge \tau\big]\, \mathcal{W}_i\, \ell_{ce}\big(\hat y_i, p^s_i\big) .
+# $$ (eq-wpl-loss)
+#
+# As it runs in `semiseg/methods/wpl.py`; the sets are never sorted, since a channel is in $\mathrm{top}_k(z_i)$ exactly when
+# it reaches the $k$-th largest value:
+#
+# ```{literalinclude} ../semiseg/methods/wpl.py
+# :pyobject: shared_channels
+# :language: python
+# ```
+#
+# ```{literalinclude} ../semiseg/methods/wpl.py
+# :pyobject: RankWeight.observe
+# :language: python
+# ```
+
+# %% [markdown]
+# ## The run
+#
+# First the detector: Faster R-CNN {cite:p}`ren2015faster` on the labeled images of the split, with a box around every
+# connected component of a mask; a fifth of these images says when to stop. Then the host, with the boxes of the unlabeled
+# images at hand; they follow each image through its augmentation. Numbers are of the last epoch; the teacher is the headline.
+
+# %% tags=["nbval-ignore-output", "remove-output"]
+usual = (variant, int(k), similarity, reliable, float(alpha), str(box_score), int(memory))
+parts = zip(
+    ("", "k", "", "", "alpha", "box", "memory"), usual, ("default", 5, "rank", "detector", 1.0, "", 256), strict=True
+)
+suffix = "-".join(f"{name}{value}" for name, value, default in parts if value != default)
+run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
+
+# %% tags=["hide-input"]
+recorded = find_runs(repo_root() / "runs", local=True)
+alone = [
+    r for r in recorded if r.record["recipe"] == plain.as_dict() and r.record["split"]["sha256"] == partition.sha256
+][:1]
+o = settings.optimization
+print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
+print(f"{o.batch} labeled and {o.batch} unlabeled images per step")
+tables.headline(run)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-curves", "caption": "Left: validation mIoU of the teacher, with the host alone where it was run. Middle: the terms of the objective, with their weights. Right: share of pixels whose pseudo-label is kept, and how often it is right (against masks that training never sees)."}}
+fig = pictures.curves(run, alone)
+
+# %% [markdown]
+# ### Class by class
+#
+# As Table 4 of the paper.
+
+# %% tags=["hide-input"]
+tables.per_class(run, alone)
+
+# %% [markdown]
+# ## What the detector adds
+#
+# What it finds on unlabeled images, whose masks it has never seen.
+
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-boxes", "caption": "Unlabeled images: detected boxes above the score of the recipe (solid, with their class) and boxes around the components of the hidden masks (dotted)."}}
+def host_of(r):
+    return load_exported(Recipe.from_dict(r.record["recipe"]), len(images.classes), r.folder / "model.safetensors")
+
+
+trained = host_of(run)
+network, weigher = trained.teacher.model, trained.weigh
+things = thing_classes(images)
+few = partition.unlabeled[: 200 if data == "digits" else 60]
+detections = None
+if options.reliable == "detector":
+    detections = Detections.read(run.folder / "detections.safetensors")
+    fig = figures.boxes_picture(detections, images, few[:8], things, options.box_score)
+
+# %% tags=["hide-input"]
+accuracy = None
+if detections is not None:
+    learned = run.record["detector"]
+    print(f"{learned['epochs']} epochs, best F1 on held-out labeled images {learned['best']['f1']:.2f}")
+    accuracy = figures.box_accuracy(
+        detections, images, few, things, score=options.box_score, min_pixels=settings.detector.min_pixels
+    )
+accuracy
+
+# %% [markdown]
+# Supplement Table 1 of the paper: confident pixels of the trained network on unlabeled images, split by whether a detected
+# box of the same class holds them. If boxes are worth asking, the second group is right more often than the first.
+
+# %% tags=["hide-input"]
+groups = None
+if detections is not None:
+    groups = figures.three_groups(network, detections, images, few, score=options.box_score, sure=options.sure)
+groups
+
+# %% [markdown]
+# ## What the weight sees
+#
+# As Fig. 1 of the paper: where the network is confident and wrong (red), the weight should be low.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-weights", "caption": "Unlabeled images: truth, pseudo-label, confident pixels right (blue) or wrong (red), and the weight of every pixel."}}
+fig = figures.weights(network, weigher, images, few[:5], options.sure)
+
+# %% [markdown]
+# Over training, as Fig. 5 (a) of the paper: how many kept pseudo-labels are wrong, and what weight either kind gets.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-training", "caption": "Left: kept pseudo-labels that are right and wrong, by epoch. Right: mean weight of right, wrong and all kept pixels."}}
+fig = figures.weight_curves(run)
+
+# %% [markdown]
+# ### Are ranks steadier than values?
+#
+# As Fig. 5 (b, c): for confident, correct pixels of unlabeled images, the variance of their features relative to the mean
+# square, and the Hamming distance between their strongest channels and the prototype's, relative to its largest value. The
+# paper compares variance and distance on scales of their own; a common scale from 0 to 1 is ours.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-steady", "caption": "Per class: how much features vary as values, and as sets of strongest channels."}}
+vectors, owners = figures.correct_features(network, images, few, options.sure)
+with torch.no_grad():
+    prototypes, ready = weigher.prototypes()
+steady = figures.steadiness(vectors, owners, prototypes, options.k, images.classes)
+fig = figures.steadiness_figure(steady) if len(steady) else None
+
+# %% tags=["hide-input"]
+print(f"prototypes: {int(ready.sum())} of {len(ready)} classes")
+steady.round(2)
+
+# %% [markdown]
+# ## Does it help?
+#
+# All committed runs on the embedded data, each host alone and with WPL on the same labeled images, seed by seed.
+
+# %% tags=["hide-input"]
+committed = [
+    r
+    for r in tables.standard(find_runs(repo_root() / "runs"))
+    if (r.record["recipe"]["data"], r.record["recipe"]["scale"]) == ("digits", "tiny")
+    and r.label.split("+")[0] in hosts
+    and "upc" not in r.label
+]
+tables.over_seeds(committed)
+
+# %% tags=["hide-input"]
+gains = tables.gain_summary(committed, [(f"{name}+wpl", name) for name in hosts])
+gains
+
+# %% tags=["hide-input"]
+for row in gains.itertuples():
+    verdict = "above" if row.mean > 0 else "below"
+    clear = "more" if abs(row.mean) > row._4 else "less"
+    display(
+        Markdown(
+            f"At split {row.split}, over {row.seeds} seeds, {row.difference.split(' minus ')[0]} ends {abs(row.mean):.1f} "
+            f"points **{verdict}** its host, {clear} than the standard deviation of the paired difference ({row._4:.1f})."
+        )
+    )
+
+# %% [markdown]
+# ### Ablations in miniature
+#
+# Table 3 (what feeds the prototypes), Fig. 6 (similarity) and Fig. 7 ($k$) for runs that were made; each row is a run of
+# the notebook with one argument changed.
+
+# %% tags=["hide-input"]
+figures.ablations(find_runs(repo_root() / "runs" / "digits-tiny"))
+
+# %% [markdown]
+# Accuracy of pseudo-labels as the weights count them, in the last epoch (Fig. 6, and Fig. 1 of the supplement):
+
+# %% tags=["hide-input"]
+figures.weighted_accuracy([r for r in find_runs(repo_root() / "runs" / "digits-tiny") if "wpl" in r.label])
+
+# %% [markdown]
+# ## Deviations
+#
+# Where paper and released code (cvlab-stonybrook/Weighting-Pseudo-Labels at commit b049223) disagree, both readings are
+# options of `semiseg.methods.wpl.RankWeight`; `-p variant paper` and `-p variant official` choose all of them at once.
+#
+# | topic | paper | released code | here |
+# |---|---|---|---|
+# | weight | $s/k$ in [0, 1] | $1 + s/k$ in [1, 2] | `offset=0`; `1` |
+# | divisor of the loss | number of pixels | sum of the weights, so that only relative weights matter | `in_divisor=True`; `False` is Eq. 5 |
+# | class without prototype | not stated | weight 1 ($s = 0$) | `unknown=1`; `0` takes $s = 0$ into Eq. 6 |
+# | where ranks are taken | pixel features | features brought to image size, all 256 channels sorted at every pixel | on the feature grid, compared with the pseudo-label of every pixel; `resolution="full"` |
+# | ties, channels at 0 | not stated | broken arbitrarily by an unstable sort | ties at the $k$-th place all count, channels at 0 never |
+# | whose features | EMA teacher's | UniMatch has none: the network itself, pasted pixels in evaluation mode | the host's teacher; on UniMatch the network itself |
+# | α | 0.4 is best | not in the code | 1, the host's own weights; `-p alpha` |
+# | detector's boxes | connected components of semantic masks | components for 3 of 11 classes, instance annotations for the others | components only |
+# | detector's data | labeled images of the split | a folder that cannot be matched with the split | labeled images of the split |
+# | detector's stop | not stated | lowest training loss | F1 on held-out labeled images |
+# | detector's encoder | "from scratch" | ImageNet-pretrained ResNet-50 | ImageNet at paper scale, none on the embedded data |
+# | box threshold | 0.85 VOC, 0.95 Cityscapes | 0.95 | 0.85; `-p box_score` |
+# | classes with boxes | 10 on Cityscapes | 11 trained, 13 accepted | 10 |
+# | hosts, data sets | four hosts, three data sets | UniMatch on Cityscapes runs; VOC and COCO raise exceptions | every host that weighs, every data set with masks |
+# | pasted labeled pixels (AugSeg, UPC) | not stated | not there | weight 1 |
