@@ -20,6 +20,7 @@ from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
 from .hosts.cutmix_seg import CutMixSegmentation
 from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
+from .hosts.stpp import SelfTraining
 from .hosts.supervised import Supervised, labeled_cross_entropy
 from .hosts.unimatch import RandomBox, UniMatch
 from .losses import ohem_cross_entropy
@@ -36,7 +37,16 @@ from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Output, Target
 
-Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch | AEL
+Built = (
+    Supervised
+    | MeanTeacher
+    | SoftMeanTeacher
+    | CutMixSegmentation
+    | CrossPseudoSupervision
+    | UniMatch
+    | AEL
+    | SelfTraining
+)
 
 
 def _embedding(recipe: Recipe) -> int:
@@ -58,11 +68,16 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
 
 
 def build(recipe: Recipe, classes: int) -> Built:
-    """The training scheme of a recipe, in one place."""
+    """The training scheme of a recipe, in one place; of one in stages (`stages.plan`), that of the last."""
     student, c = build_network(recipe, classes), recipe.consistency
     criterion = _ohem if recipe.optimization.ohem else labeled_cross_entropy
     if recipe.method == "supervised":
         return Supervised(student, criterion=criterion, decay=c.decay)
+    if recipe.method == "stpp":
+        return SelfTraining(
+            student, weigh=_weigher(recipe, student, classes), color=recipe.stpp.color, criterion=criterion,
+            decay=c.decay,
+        )  # fmt: skip
     epochs = recipe.optimization.epochs
     host = partial(
         MeanTeacher,
@@ -114,10 +129,11 @@ def build(recipe: Recipe, classes: int) -> Built:
 
 
 def loading(recipe: Recipe) -> dict[str, Any]:
-    """What a method asks of the loader beyond the recipe's crops: its strong views."""
+    """What a method asks of the loader beyond the recipe's crops: its strong views, and cutout of them."""
     return {
         "views": 2 if recipe.method == "unimatch" else 1,
         "strong": RandomIntensity(recipe.augseg.changes) if recipe.method == "augseg" else StrongView(),
+        "cutout": recipe.stpp.cutout if recipe.method == "stpp" else 0.0,
     }
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 _NAME = "checkpoint-{:07d}"
+Epoch = int | Literal["best"]
 
 
 def save_checkpoint(folder: Path, step: int, module: nn.Module, state: dict[str, Any]) -> Path:
@@ -60,3 +63,56 @@ def load_module(checkpoint: Path, module: nn.Module, state: dict[str, Any]) -> N
     except Exception as error:
         raise ValueError(f"{checkpoint / 'model.safetensors'} cannot be read: {error}") from error
     module.load_state_dict({**tensors, **state["extra"]})
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The weights of one of a host's networks, kept on the way: after some epochs, and where it scored best.
+
+    network: "student" or "teacher".
+    epochs: after which it is kept, counted from 1.
+    best: also the one with the highest mIoU of all epochs scored on the validation set.
+    """
+
+    network: Literal["student", "teacher"] = "student"
+    epochs: tuple[int, ...] = ()
+    best: bool = False
+
+    def __call__(self, folder: Path, host: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the network if the last of the rows, one per epoch so far, is one of those epochs."""
+        if rows[-1]["epoch"] in self.epochs:
+            self._write(self.path(folder, rows[-1]["epoch"]), host)
+        scores = [row.get(f"miou_{self.network}", -1.0) for row in rows]
+        if self.best and scores[-1] > max(scores[:-1], default=-1.0):
+            self._write(self.path(folder, "best"), host)
+
+    @property
+    def last(self) -> Epoch:
+        """What is kept for labeling: the best network if that is kept, otherwise the one of the last epoch."""
+        return "best" if self.best else self.epochs[-1]
+
+    @staticmethod
+    def path(folder: Path, epoch: Epoch) -> Path:
+        """Where the network of that epoch lies."""
+        return folder / f"network-{epoch if epoch == 'best' else f'{epoch:04d}'}.safetensors"
+
+    def network_of(self, host: Any) -> nn.Module:
+        return host.student if self.network == "student" else host.teacher.model
+
+    def _write(self, path: Path, host: Any) -> None:
+        tensors = self.network_of(host).state_dict()
+        part = path.with_name(path.name + ".part")
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}, part)
+        os.replace(part, path)
+
+    def read(self, folder: Path, epoch: Epoch, host: Any) -> nn.Module:
+        """That network with the weights of an epoch, in a host built like the one it came from, for evaluation.
+
+        Raises ValueError for a missing or damaged file.
+        """
+        network, path = self.network_of(host), self.path(folder, epoch)
+        try:
+            network.load_state_dict(load_file(path), strict=False)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read: {error}; delete {folder} to train that stage again") from error
+        return network.eval()

@@ -7,6 +7,8 @@ from typing import Literal
 
 from .options import one_of, positive
 
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
+
 
 @dataclass(frozen=True)
 class MeanTeacherMSE:
@@ -112,3 +114,32 @@ class AEL:
         positive(paste_classes=self.paste_classes, least_area=self.least_area)
         if not 0 <= self.momentum < 1 or not 0 <= self.paste_p <= 1:
             raise ValueError(f"AEL needs momentum in [0, 1) and paste_p in [0, 1], got {self.momentum}, {self.paste_p}")
+
+
+@dataclass(frozen=True)
+class STPP:
+    """ST++: three trainings; the last has the epochs of `Optimization`.
+
+    Labels are made by the student, as in the released code, though the teacher is what is judged: averaging weights
+    is no part of ST++, and at the end of a stage, when the rate has fallen to 0, the two hardly differ.
+    """
+
+    epochs: tuple[int, int] = (80, 80)  # of the first training, on labels alone, and of that on the reliable half
+    select: bool = True  # False: ST, one retraining on all images
+    labeled_by: Literal["student", "teacher"] = "student"
+    teacher: Literal["last", "best_val"] = "last"  # "best_val": the best on the validation set labels (released code)
+    scales: tuple[float, ...] = SCALES  # at which unlabeled images are labeled
+    color: bool = True  # color jitter, grayscale and blur on unlabeled images
+    cutout: float = 0.5  # probability of a rectangle of noise in an unlabeled image
+
+    def __post_init__(self) -> None:
+        one_of("labeled_by", self.labeled_by, ("student", "teacher"))
+        one_of("teacher", self.teacher, ("last", "best_val"))
+        if len(self.epochs) != 2 or self.epochs[0] < 3 or self.epochs[1] < 1:
+            raise ValueError(f"ST++ compares three epochs of its first training; got epochs={self.epochs}")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales must be positive factors, got {self.scales}")
+        if not 0 <= self.cutout <= 1 or (self.cutout and not self.color):
+            raise ValueError(
+                f"cutout is a probability, and 0 where color is off, got cutout={self.cutout}, color={self.color}"
+            )

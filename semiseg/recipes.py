@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import AEL, CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
+from .host_options import AEL, CPS, STPP, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Detector, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
@@ -25,6 +25,7 @@ Method = Literal[
     "unimatch",
     "augseg",
     "ael",
+    "stpp",
     "ddfp",
     "dgcl",
     "esl",
@@ -44,11 +45,12 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "unimatch": (("tau", "decay", "divisor"), "unimatch"),
     "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
     "ael": (("tau", "decay", "teacher"), "ael"),
+    "stpp": (("decay",), "stpp"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "stpp", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -73,6 +75,7 @@ class Recipe:
     unimatch: UniMatch = field(default_factory=UniMatch)
     augseg: AugSeg = field(default_factory=AugSeg)
     ael: AEL = field(default_factory=AEL)
+    stpp: STPP = field(default_factory=STPP)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -131,6 +134,7 @@ class Recipe:
             "unimatch": UniMatch,
             "augseg": AugSeg,
             "ael": AEL,
+            "stpp": STPP,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,

@@ -59,7 +59,16 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row per epoch."""
+        """One row per epoch; of a run in stages those of the last stage, the one that the record is about."""
+        rows = self.stage_metrics
+        if "stage" not in rows:
+            return rows
+        last = rows[rows.stage == rows.stage.max()].drop(columns="stage")
+        return last.dropna(axis="columns", how="all").reset_index(drop=True)
+
+    @property
+    def stage_metrics(self) -> pd.DataFrame:
+        """One row per epoch of every stage, which the column `stage` numbers from 1 where there are several."""
         return pd.read_csv(self.folder / METRICS)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .host_options import AEL, CPS, CutMixSeg
+from .host_options import AEL, CPS, STPP, CutMixSeg
 from .options import DDFP, DGCL, ESL, Consistency, Detector, Evaluation, Network, Optimization
 
 if TYPE_CHECKING:
@@ -209,6 +209,29 @@ def _ael(base: Recipe) -> Recipe:
     )
 
 
+def _stpp(base: Recipe) -> Recipe:
+    """At paper scale ST++'s own numbers, 16 images per step: 8 labeled and 8 unlabeled, or 16 labeled ones.
+
+    Off paper scale the last training has the steps of the other methods and the first two have half of them; labels
+    are made at the scales that training shows.
+    """
+    o, s = (
+        base.optimization,
+        STPP(epochs=(max(3, base.optimization.epochs // 2), max(1, base.optimization.epochs // 2))),
+    )
+    if base.scale != "paper":
+        low, high = o.resize
+        return replace(base, stpp=replace(s, scales=(low, 1.0, high)) if base.data == "digits" else s)
+    optimization = replace(o, batch=8, crop=321, epochs=80, lr=1e-3, head_lr_factor=10.0)
+    network = replace(base.network, output_stride=8, rates=(12, 24, 36))
+    if base.data == "cityscapes":
+        optimization = replace(optimization, crop=721, epochs=240, lr=4e-3)
+        return replace(base, network=network, optimization=optimization, stpp=STPP(epochs=(240, 240)))
+    return replace(
+        base, network=network, optimization=optimization, stpp=STPP(), evaluation=Evaluation("whole", every=1)
+    )
+
+
 _PAPERS = {
     "esl": _esl,
     "mean_teacher_mse": _classic,
@@ -217,6 +240,7 @@ _PAPERS = {
     "unimatch": _unimatch,
     "augseg": _augseg,
     "ael": _ael,
+    "stpp": _stpp,
 }
 
 

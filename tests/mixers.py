@@ -36,3 +36,11 @@ class Copies:
 
     def __call__(self, own: View, donors: View) -> Paste:
         return Paste(NoMix()(own, donors).source.repeat(2, 1, 1))
+
+
+class Uncertain:
+    """Above the median of the batch's entropy the labeled image of the same row: another paste for other labels."""
+
+    def __call__(self, own: View, donors: View) -> Paste:
+        source = NoMix()(own, donors).source
+        return Paste(torch.where(own.entropy > own.entropy.median(), source + len(own.image), source))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mixers import Copies, LeftHalf, Thrice
+from mixers import Copies, LeftHalf, Thrice, Uncertain
 from safetensors.torch import load_file
 from toys import B, Blobs, K, S, batch, student
 
@@ -92,15 +92,16 @@ def test_the_second_network_shares_the_backbone_alone() -> None:
 
 
 def test_losses_are_the_formulas() -> None:
-    mix, b = LeftHalf(), batch()
-    h = host(mix=mix, unlabeled_weight=1.5)
+    """Each network learns the other's labels, on images mixed as the other's entropy says."""
+    h, b = host(mix=Uncertain(), shared_mask=False, unlabeled_weight=1.5), batch()
     nets = copy.deepcopy((h.student, h.other))
+    said = [copy.deepcopy(net).eval()(b.u_weak).logits.detach() for net in nets]
     found = h.losses(b, 0.0).losses
-    paste = LeftHalf()(mix.asked[0], View(b.x, Target.from_labels(b.y)))
     for i, name in enumerate(("", "_other")):
-        with torch.no_grad():
-            label = copy.deepcopy(nets[1 - i]).eval()(b.u_weak).logits.argmax(1)
+        label, doubt = said[1 - i].argmax(1), entropy(said[1 - i])
         label[~b.u_valid] = IGNORE
+        donors = View(b.x, Target.from_labels(b.y))
+        paste = Uncertain()(View(b.u_weak, Target.from_labels(label), entropy=doubt), donors)
         on_x = nets[i](b.x).logits
         logits = nets[i](paste(b.u_weak, b.x)).logits
         torch.testing.assert_close(found[f"labeled{name}"], F.cross_entropy(on_x, b.y, ignore_index=IGNORE))

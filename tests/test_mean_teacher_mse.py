@@ -89,7 +89,11 @@ def test_the_quoted_rerun_compares_equal_networks_on_equal_images() -> None:
     step = h.losses(b, 0.0)
     goal, said = (net(torch.cat((b.x, b.u_weak))).logits.softmax(1) for net in (h.teacher.model, h.student))
     counted = torch.cat((torch.ones_like(b.u_valid), b.u_valid))
-    torch.testing.assert_close(step.losses["unlabeled"], 100 * (said - goal).square().mean(1)[counted].mean())
+    by_hand = 100 * (said - goal).square().mean(1)[counted].mean()
+    torch.testing.assert_close(step.losses["unlabeled"], by_hand)
+    bias = h.student.classify.bias
+    gradients = [torch.autograd.grad(loss, bias)[0] for loss in (step.losses["unlabeled"], by_hand)]
+    torch.testing.assert_close(*gradients)
     assert host(**options | {"own_statistics": False}).losses(b, 0.0).losses["unlabeled"] > 1e-3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,4 +24,13 @@ class SegmentationData(Protocol):
 
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8, 255 = ignore; None where there is no mask."""
+        ...
+
+
+@runtime_checkable
+class LabeledFromDisk(Protocol):
+    """A data set that also knows pseudo-labels of unlabeled images (`data.pseudo_labels.PseudoLabeled`)."""
+
+    def given(self, key: str) -> tuple[Tensor, Tensor]:
+        """Label (H, W) uint8, and entropy (H, W) uint8 with 255 for ln K, K being the number of classes."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -12,9 +13,9 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from semiseg.data.dataset import SegmentationData
+from semiseg.data.dataset import LabeledFromDisk, SegmentationData
 from semiseg.data.splits import Split
-from semiseg.data.transforms import MEAN, SMALLEST, STD, Normalize, StrongView, WeakCrop, WeakView
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, StrongView, WeakCrop, WeakView
 from semiseg.types import Batch
 
 
@@ -27,7 +28,8 @@ class TrainingStream(Dataset[Batch]):
     Where the split leaves nothing unlabeled, the labeled images also serve as unlabeled ones, in an order of their own.
 
     strong_labels: labeled images get the strong view's colors too.  unlabeled=False: no unlabeled images are loaded,
-    and the batch has none (supervised training).
+    and the batch has none (supervised training).  cutout: probability that an unlabeled image whose label comes from
+    disk loses a rectangle, in its strong views and in that label.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TrainingStream(Dataset[Batch]):
         world: int = 1,
         strong_labels: bool = False,
         unlabeled: bool = True,
+        cutout: float = 0.0,
     ) -> None:
         if min(batch, views) < 1 or not 0 <= rank < world:
             raise ValueError(f"{batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
@@ -59,6 +62,7 @@ class TrainingStream(Dataset[Batch]):
         self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), strong or StrongView()
         self.normalize = Normalize(mean, std)
         self.strong_labels, self.unlabeled = strong_labels, unlabeled
+        self.cutout = Cutout(cutout)
 
     def __getitem__(self, step: int) -> Batch:
         labeled = [self._labeled(place) for place in self._places(step)]
@@ -67,6 +71,8 @@ class TrainingStream(Dataset[Batch]):
         if not self.unlabeled:
             return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
         weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
+        given = [(crop.given, crop.entropy) for crop in weak if crop.given is not None and crop.entropy is not None]
+        one_nat = 255 / math.log(len(self.data.classes))
         return Batch(
             x=x,
             y=y,
@@ -74,6 +80,8 @@ class TrainingStream(Dataset[Batch]):
             u_strong=self.normalize(torch.stack(strong, dim=1)),
             u_valid=torch.stack([crop.valid for crop in weak]),
             u_hidden=torch.stack([crop.label for crop in weak]).long(),
+            u_given=torch.stack([label for label, _ in given]).long() if given else None,
+            u_entropy=torch.stack([entropy for _, entropy in given]) / one_nat if given else None,
         )
 
     def _places(self, step: int) -> range:
@@ -91,11 +99,16 @@ class TrainingStream(Dataset[Batch]):
 
     def _unlabeled(self, place: int) -> tuple[WeakCrop, Tensor]:
         """The weak crop and (views, 3, crop, crop) strong views of it."""
-        ids = self.split.unlabeled or self.split.labeled
-        image, mask = self._load(_key_at(ids, self.seed, "unlabeled", place))
+        key = _key_at(self.split.unlabeled or self.split.labeled, self.seed, "unlabeled", place)
+        image, mask = self._load(key)
+        given = self.data.given(key) if isinstance(self.data, LabeledFromDisk) else None
         with _seeded(self.seed, "unlabeled", place):
-            crop = self.weak(image, mask)
-            return crop, torch.stack([self.strong(crop.image) for _ in range(self.views)])
+            crop: WeakCrop = self.weak(image, mask, given)
+            strong = torch.stack([self.strong(crop.image) for _ in range(self.views)])
+            if crop.given is not None:
+                strong, label = self.cutout(strong, crop.given)
+                crop = crop._replace(given=label)
+            return crop, strong
 
     def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
         image, mask = self.data.image(key), self.data.mask(key)
@@ -123,18 +136,19 @@ def training_batches(
     world: int = 1,
     strong_labels: bool = False,
     unlabeled: bool = True,
+    cutout: float = 0.0,
 ) -> DataLoader[Batch]:
     """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
     image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
-    strong_labels, unlabeled: see TrainingStream.
+    strong_labels, unlabeled, cutout: see TrainingStream.
     Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
         raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
     augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std)
-    images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled)
+    images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled, cutout=cutout)
     stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
     # A generator of its own keeps the DataLoader from drawing on the global one, on which the model's dropout depends.
     return DataLoader(

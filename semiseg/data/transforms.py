@@ -28,6 +28,8 @@ class WeakCrop(NamedTuple):
     image: Tensor  # (3, crop, crop) uint8, 0 on padding
     label: Tensor  # (crop, crop) uint8, IGNORE where unknown and on padding
     valid: Tensor  # (crop, crop) bool, False on padding
+    given: Tensor | None = None  # (crop, crop) uint8, a label from disk, IGNORE on padding
+    entropy: Tensor | None = None  # (crop, crop) uint8, its coded entropy, 0 on padding
 
 
 class WeakView(nn.Module):
@@ -41,15 +43,25 @@ class WeakView(nn.Module):
         steps: list[nn.Module] = [RandomLongSide(scale), PadTo(crop), v2.RandomCrop(crop)]
         self.geometry = v2.Compose(steps + [v2.RandomHorizontalFlip(0.5)] * mirror)
 
-    def forward(self, image: Tensor, mask: Tensor | None) -> WeakCrop:
-        """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both."""
+    def forward(self, image: Tensor, mask: Tensor | None, given: tuple[Tensor, Tensor] | None = None) -> WeakCrop:
+        """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both.
+
+        given: a pseudo-label and its entropy, (H, W) uint8 each; the label is resized as a mask, the entropy as an
+        image, bilinearly.
+        """
         height, width = image.shape[-2:]
-        # Padding is filled with IGNORE in both planes: the second one tells padding from an unknown label.
-        planes = torch.zeros(2, height, width, dtype=torch.uint8)
+        # Padding is filled with IGNORE in all planes: the second one tells padding from an unknown label.
+        planes = torch.zeros(2 if given is None else 3, height, width, dtype=torch.uint8)
         planes[0] = IGNORE if mask is None else mask
-        crop, planes = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(planes))
-        label, padding = planes.as_subclass(Tensor)
-        return WeakCrop(crop.as_subclass(Tensor), label, padding == 0)
+        if given is None:
+            crop, planes = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(planes))
+            label, padding = planes.as_subclass(Tensor)
+            return WeakCrop(crop.as_subclass(Tensor), label, padding == 0)
+        planes[2] = given[0]
+        doubt = tv_tensors.Image(given[1][None])
+        crop, planes, doubt = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(planes), doubt)
+        label, padding, pseudo = planes.as_subclass(Tensor)
+        return WeakCrop(crop.as_subclass(Tensor), label, padding == 0, pseudo, doubt.as_subclass(Tensor)[0])
 
 
 class StrongView(v2.Compose):
@@ -62,6 +74,46 @@ class StrongView(v2.Compose):
         jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)
         blur = SeparableBlur(_BLUR, (0.1, 2.0))
         super().__init__([v2.RandomApply([jitter], 0.8), v2.RandomGrayscale(0.2), v2.RandomApply([blur], 0.5)])
+
+
+class Cutout(nn.Module):
+    """One rectangle of noise whose label is IGNORE (DeVries and Taylor, 2017; in ST++ on unlabeled images alone).
+
+    Its area and the ratio of height to width are uniform; size and place are drawn anew until it lies inside.
+
+    Args:
+        p: probability.
+        area: bounds, shares of the image.
+        ratio: bounds of height / width.
+    """
+
+    def __init__(
+        self, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    ) -> None:
+        super().__init__()
+        if not 0 <= p <= 1 or not 0 < area[0] <= area[1] < 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"Cutout needs p in [0, 1], area in (0, 1) and ratio > 0, got {p=}, {area=}, {ratio=}")
+        self.p, self.area, self.ratio = p, area, ratio
+
+    def forward(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Views (V, 3, H, W) uint8 of one image and its label (H, W) -> copies without the same rectangle."""
+        if torch.rand(()) >= self.p:
+            return images, label
+        rows, columns = self._rectangle(*label.shape)
+        images, label = images.clone(), label.clone()
+        images[..., rows, columns] = torch.randint(256, images[..., rows, columns].shape, dtype=torch.uint8)
+        label[rows, columns] = IGNORE
+        return images, label
+
+    def _rectangle(self, height: int, width: int) -> tuple[slice, slice]:
+        while True:
+            u = torch.rand(4).tolist()
+            area = (self.area[0] + (self.area[1] - self.area[0]) * u[0]) * height * width
+            ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * u[1]
+            h, w = max(1, round((area * ratio) ** 0.5)), max(1, round((area / ratio) ** 0.5))
+            y, x = int(u[2] * height), int(u[3] * width)
+            if y + h <= height and x + w <= width:
+                return slice(y, y + h), slice(x, x + w)
 
 
 class Normalize(v2.Compose):

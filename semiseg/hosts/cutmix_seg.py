@@ -97,7 +97,8 @@ class CutMixSegmentation(nn.Module):
             "labeled": self.criterion(output.rows(0, n), labeled.target),
             "unlabeled": self.unlabeled_weight * consistency,
         }
-        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | getattr(self.weigh, "statistics", {})
+        real = replace(weak.target, denominator=batch.u_valid.float())
+        statistics = pseudo_label_statistics(real, batch.u_hidden) | getattr(self.weigh, "statistics", {})
         return Step(losses, statistics | {"confidence": share(sure > 0, sure >= 0)})
 
     def after_step(self) -> None:

@@ -17,6 +17,7 @@ METHOD_TITLES = {
     "unimatch": "UniMatch",
     "augseg": "AugSeg",
     "ael": "AEL",
+    "stpp": "ST++",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
@@ -27,7 +28,7 @@ METHOD_COLORS = {
     **dict(
         zip(("supervised", "mean_teacher", "ddfp", "dgcl", "esl"), (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True)
     ),
-    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg"), _HOSTS, strict=False)),
+    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "stpp"), _HOSTS, strict=False)),
 }
 
 

@@ -1,0 +1,108 @@
+"""Pictures of three schemes whose idea lies outside a single step: which images, which pixels, which masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn as nn
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..data.dataset import SegmentationData
+from ..seams import entropy
+from ..types import Target, View
+from .hosts import drawn, picture, rows_of
+from .pictures import colored, predict
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """mIoU of two masks (H, W) long over the classes in either; equal masks agree by 1."""
+    classes = torch.cat((first, second), 1).unique()
+    both = [((first == c) & (second == c)).sum() / ((first == c) | (second == c)).sum() for c in classes]
+    return torch.stack(both).mean().item()
+
+
+def by_reliability(
+    data: SegmentationData, ids: Sequence[str], stages: Sequence[nn.Module], columns: int = 8
+) -> tuple[Figure, list[float]]:
+    """ST++: images from the one on which the earlier networks agree best with the last to where they do least.
+
+    Args:
+        ids: images to rank.
+        stages: networks in evaluation mode, the last one the judge.
+        columns: images drawn, evenly spaced in the ranking.
+
+    Returns:
+        The figure, an image and what each network says about it per column, and the scores of all images, descending.
+    """
+    masks = {key: [predict(network, data, key) for network in stages] for key in ids}
+    score = {key: float(np.mean([agreement(m, said[-1]) for m in said[:-1]])) for key, said in masks.items()}
+    ranked = sorted(ids, key=lambda key: -score[key])
+    shown = [ranked[i] for i in np.linspace(0, len(ranked) - 1, columns).astype(int)]
+    planes = {"image": [data.image(key).movedim(0, -1).numpy() for key in shown]}
+    for i in range(len(stages)):
+        planes[f"network {i + 1}"] = [colored(masks[key][i], data.palette) for key in shown]
+    figure = rows_of(planes, data, [f"{score[key]:.2f}" for key in shown])
+    return figure, [score[key] for key in ranked]
+
+
+def candidates(logits: Tensor, uncertain: Tensor, low: int) -> Tensor:
+    """The `low` likeliest classes of uncertain pixels, their probabilities made to sum to one; elsewhere 0.
+
+    (B, K, H, W), (B, H, W) bool -> (B, K, H, W).
+    """
+    p = logits.softmax(1)
+    top = p.topk(low, dim=1)
+    kept = torch.zeros_like(p).scatter(1, top.indices, top.values)
+    return kept / kept.sum(1, keepdim=True) * uncertain[:, None]
+
+
+def unreliable_pixels(
+    view: View, data: SegmentationData, rows: Sequence[int], share: float = 0.2, low: int = 3
+) -> tuple[Figure, float]:
+    """U2PL: the most uncertain pixels teach no class, but rule out all classes beyond their likeliest few.
+
+    Args:
+        view: unlabeled images with the teacher's output and a target whose denominator is 0 on padding.
+        share: of the valid pixels of the batch that is unreliable.
+        low: classes that stay possible.
+
+    Returns:
+        The figure, and the entropy in nats above which a pixel is unreliable.
+    """
+    assert view.teacher is not None
+    logits, valid = view.teacher.logits, view.target.denominator > 0
+    doubt = entropy(logits)
+    limit = torch.quantile(doubt[valid], 1 - share)
+    uncertain = (doubt >= limit) & valid
+    sure = Target(logits.argmax(1), (valid & ~uncertain).float(), valid.float())
+    possible = Target(candidates(logits, uncertain, low), uncertain.float(), valid.float())
+    planes = {
+        "weak view": [picture(view.image[r]) for r in rows],
+        "entropy": [(doubt * valid)[r].numpy() for r in rows],
+        "pseudo-label": [drawn(sure, r, data.palette) for r in rows],
+        "still possible": [drawn(possible, r, data.palette) for r in rows],
+    }
+    return rows_of(planes, data), limit.item()
+
+
+def mask_set(target: Target, row: int) -> dict[int, Tensor]:
+    """Mask2Former's target: for each class of an image with a supervised pixel its binary mask (H, W) bool."""
+    known = target.weight[row] > 0
+    label = target.hard[row]
+    return {int(c): (label == c) & known for c in label[known].unique()}
+
+
+def sets_of_masks(view: View, data: SegmentationData, rows: Sequence[int], most: int = 3) -> Figure:
+    """Mask classification: label maps as sets of masks, one per class in them; of many classes the largest `most`."""
+    none = np.ones((*view.image.shape[-2:], 3))
+    sets = [sorted(mask_set(view.target, r).values(), key=lambda mask: -int(mask.sum())) for r in rows]
+    planes = {
+        "image": [picture(view.image[r]) for r in rows],
+        "label map": [drawn(view.target, r, data.palette) for r in rows],
+    }
+    for i in range(most):
+        planes[f"mask {i + 1}"] = [s[i].float().numpy() if i < len(s) else none for s in sets]
+    return rows_of(planes, data)
