@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from semiseg.data.dataset import SegmentationData
 from semiseg.data.splits import Split
@@ -62,19 +62,25 @@ class TrainingStream(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         labeled = [self._labeled(place) for place in self._places(step)]
-        x = self.normalize(torch.stack([crop.image for crop in labeled]))
-        y = torch.stack([crop.label for crop in labeled]).long()
+        x, y = self._images([crop.image for crop in labeled]), _labels(labeled)
         if not self.unlabeled:
             return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
         weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
         return Batch(
             x=x,
             y=y,
-            u_weak=self.normalize(torch.stack([crop.image for crop in weak])),
-            u_strong=self.normalize(torch.stack(strong, dim=1)),
-            u_valid=torch.stack([crop.valid for crop in weak]),
-            u_hidden=torch.stack([crop.label for crop in weak]).long(),
+            u_weak=self._images([crop.image for crop in weak]),
+            u_strong=self._images([view for row in zip(*strong, strict=True) for view in row]).unflatten(
+                0, (-1, len(weak))
+            ),
+            u_valid=default_collate([crop.valid for crop in weak]),
+            u_hidden=_labels(weak),
         )
+
+    def _images(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalized one by one, in the cache, and collated straight into shared memory where a worker does it."""
+        batch: Tensor = default_collate([self.normalize(image) for image in images])
+        return batch
 
     def _places(self, step: int) -> range:
         start = (step * self.world + self.rank) * self.batch
@@ -89,13 +95,13 @@ class TrainingStream(Dataset[Batch]):
             crop: WeakCrop = self.weak(image, mask)
             return crop._replace(image=self.strong(crop.image)) if self.strong_labels else crop
 
-    def _unlabeled(self, place: int) -> tuple[WeakCrop, Tensor]:
-        """The weak crop and (views, 3, crop, crop) strong views of it."""
+    def _unlabeled(self, place: int) -> tuple[WeakCrop, list[Tensor]]:
+        """The weak crop and strong views of it, (3, crop, crop) each."""
         ids = self.split.unlabeled or self.split.labeled
         image, mask = self._load(_key_at(ids, self.seed, "unlabeled", place))
         with _seeded(self.seed, "unlabeled", place):
             crop = self.weak(image, mask)
-            return crop, torch.stack([self.strong(crop.image) for _ in range(self.views)])
+            return crop, [self.strong(crop.image) for _ in range(self.views)]
 
     def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
         image, mask = self.data.image(key), self.data.mask(key)
@@ -212,6 +218,11 @@ def _runs_of_equal_size(
         run.append(item)
     if run:
         yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
+
+
+def _labels(crops: Sequence[WeakCrop]) -> Tensor:
+    labels: Tensor = default_collate([crop.label.long() for crop in crops])
+    return labels
 
 
 def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
