@@ -26,6 +26,7 @@ from tqdm import tqdm
 from . import evaluate as ev
 from .build import build, loading
 from .checkpoint import checkpoints, load_module, load_state, save_checkpoint
+from .data.cached import Cached
 from .data.checks import check
 from .data.dataset import SegmentationData
 from .data.loader import evaluation_batches, training_batches
@@ -48,6 +49,7 @@ def train(
     *,
     devices: int = 1,
     workers: int = 0,
+    cache: float = 0.0,
     progress: bool = True,
     stop_after: int | None = None,
 ) -> Run:
@@ -61,6 +63,7 @@ def train(
         folder: of the run.
         devices: processes; more than one needs as many GPUs (or trains on CPU processes where there is no GPU).
         workers: data loading processes; the batches do not depend on it.
+        cache: GiB of memory in which each process keeps decoded images; it changes nothing but the time.
         progress: show a bar.
         stop_after: pause after that many epochs, as an interruption would.
 
@@ -73,6 +76,7 @@ def train(
         InterruptedError: paused by `stop_after`.
     """
     folder = Path(folder)
+    data = Cached(data, cache) if cache else data
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
     with _claimed(folder.with_name(folder.name + ".partial")) as part:

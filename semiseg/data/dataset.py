@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,3 +25,10 @@ class SegmentationData(Protocol):
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8, 255 = ignore; None where there is no mask."""
         ...
+
+
+@runtime_checkable
+class KnowsSize(Protocol):
+    """A data set that tells an image's height and width without decoding it."""
+
+    def size(self, key: str) -> tuple[int, int]: ...
