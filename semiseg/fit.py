@@ -24,6 +24,7 @@ from tqdm import tqdm
 from . import evaluate as ev
 from .build import build, loading
 from .checkpoint import Keep, checkpoints, load_module, load_state, save_checkpoint
+from .data.boxes import Detections
 from .data.dataset import SegmentationData
 from .data.loader import evaluation_batches, training_batches
 from .data.splits import Split
@@ -46,6 +47,7 @@ class Fit:
     host: recipe, number of classes -> training scheme.
     unlabeled: whether batches bring unlabeled images.
     keep: whose weights are kept on the way.
+    objects: detected boxes of every unlabeled image (WPL).
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Fit:
     host: Callable[[Recipe, int], Host] = build
     unlabeled: bool = True
     keep: Keep | None = None
+    objects: Detections | None = None
     workers: int = 0
     progress: bool = True
 
@@ -122,7 +125,7 @@ def _batches(fabric: Fabric, task: Fit, start: int) -> DataLoader[Batch]:
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
         world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
-        **loading(task.recipe),
+        objects=task.objects, **loading(task.recipe),
     )  # fmt: skip
 
 
@@ -209,12 +212,12 @@ def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.
 def _finish(
     record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores]
 ) -> None:
-    """Export the teacher (and the perturber, DDFP's flow; the prototypes of ESL) and complete the record."""
+    """Export the teacher (and DDFP's flow, ESL's prototypes, WPL's banks) and complete the record."""
     best = {}
     for name in NETWORKS:
         row = max((r for r in rows if f"miou_{name}" in r), key=lambda r: r[f"miou_{name}"])
         best[name] = {"epoch": row["epoch"], "miou": row[f"miou_{name}"]}
-    kept = ("teacher.model.", "perturb.", "auxiliary.parts.")
+    kept = ("teacher.model.", "perturb.", "auxiliary.parts.", "weigh.")
     tensors = {k: v for k, v in host.state_dict().items() if k.startswith(kept) and isinstance(v, Tensor)}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
     last = {name: vars(found) for name, found in scores.items()}

@@ -26,6 +26,7 @@ import torch
 from .recipes import label_of
 
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
+DETECTIONS = "detections.safetensors"  # and .json; of runs that asked a detector
 LISTS = ("labeled.txt", "unlabeled.txt")
 LOCAL = "local"  # runs/local is not committed
 
@@ -157,7 +158,8 @@ def keep(folder: Path, root: Path, weights: bool = False) -> Path:
     parts = Run.read(folder).folder.resolve().parts
     target = root.joinpath(*parts[-2:])
     target.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, METRICS, *LISTS, *([WEIGHTS] if weights else [])):
+    shown = (WEIGHTS, DETECTIONS, DETECTIONS.replace(".safetensors", ".json")) if weights else ()
+    for name in (RECORD, METRICS, *LISTS, *shown):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     return target

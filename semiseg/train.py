@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .checkpoint import checkpoints
+from .data.cached import Cached
 from .data.checks import check
 from .data.dataset import SegmentationData
 from .data.splits import Split, missing_classes, write_lists
 from .fit import Fit, fit
+from .models.detector import find_objects
 from .recipes import Recipe, differences
-from .runs import RECORD, Run, write_text
+from .runs import DETECTIONS, RECORD, Run, write_text
 from .stages import fit_in_stages, plan
 
 
@@ -33,6 +36,8 @@ def train(
     *,
     devices: int = 1,
     workers: int = 0,
+    cache: float = 0.0,
+    detections: Path | None = None,
     progress: bool = True,
     stop_after: int | None = None,
 ) -> Run:
@@ -48,6 +53,9 @@ def train(
         folder: of the run.
         devices: processes; more than one needs as many GPUs (or trains on CPU processes where there is no GPU).
         workers: data loading processes; the batches do not depend on it.
+        cache: GiB of memory in which each process keeps decoded images; it changes nothing but the time.
+        detections: file of `find_objects` that several runs share, made where it is absent; None: each makes its own.
+            Only read where the recipe asks for a detector (WPL).
         progress: show a bar.
         stop_after: pause after that many epochs, counted over all stages, as an interruption would.
 
@@ -60,6 +68,7 @@ def train(
         InterruptedError: paused by `stop_after`.
     """
     folder = Path(folder)
+    data = Cached(data, cache) if cache else data
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
     part = folder.with_name(folder.name + ".partial")
@@ -69,6 +78,7 @@ def train(
         _same_run(part, record)
         write_text(part / "started.json", json.dumps(record, indent=1))
         if not (part / RECORD).is_file():  # else it was done, but not yet moved
+            task = _with_objects(task, detections) if recipe.asks_detector else task
             strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
             precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
             fabric = Fabric(devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
@@ -84,6 +94,20 @@ def train(
         for name in ("started.json", "lock"):
             (folder / name).unlink()
     return Run.read(folder)
+
+
+def _with_objects(task: Fit, shared: Path | None) -> Fit:
+    """The task with detected boxes, a copy of which stays in its folder."""
+    own = task.folder / DETECTIONS
+    if shared is not None and not own.is_file():
+        find_objects(task.data, task.split, task.recipe.detector, shared, task.recipe.seed)
+        for suffix in (".json", ".safetensors"):
+            shutil.copyfile(shared.with_suffix(suffix), own.with_suffix(suffix))
+    found = find_objects(task.data, task.split, task.recipe.detector, own, task.recipe.seed)
+    made = json.loads(own.with_suffix(".json").read_text())
+    detector = {name: made[name] for name in ("epochs", "best", "duration_s", "sha256")}
+    assert task.recipe.wpl is not None
+    return replace(task, objects=found.above(task.recipe.wpl.box_score), record={**task.record, "detector": detector})
 
 
 def _record_of(recipe: Recipe, data: SegmentationData, split: Split) -> dict[str, Any]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import torch
-import torch.nn as nn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from semiseg.data.boxes import Detections, planes
 from semiseg.data.dataset import LabeledFromDisk, SegmentationData
 from semiseg.data.splits import Split
-from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, StrongView, WeakCrop, WeakView
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, Place, StrongView, WeakCrop, WeakView
 from semiseg.types import Batch
 
 
@@ -29,7 +29,7 @@ class TrainingStream(Dataset[Batch]):
 
     strong_labels: labeled images get the strong view's colors too.  unlabeled=False: no unlabeled images are loaded,
     and the batch has none (supervised training).  cutout: probability that an unlabeled image whose label comes from
-    disk loses a rectangle, in its strong views and in that label.
+    disk loses a rectangle, in its strong views and in that label.  objects: detected boxes of every unlabeled image.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainingStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (0.5, 2.0),
         views: int = 1,
-        strong: nn.Module | None = None,
+        strong: Callable[[Tensor], Tensor] | None = None,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         rank: int = 0,
@@ -50,6 +50,7 @@ class TrainingStream(Dataset[Batch]):
         strong_labels: bool = False,
         unlabeled: bool = True,
         cutout: float = 0.0,
+        objects: Detections | None = None,
     ) -> None:
         if min(batch, views) < 1 or not 0 <= rank < world:
             raise ValueError(f"{batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
@@ -62,27 +63,34 @@ class TrainingStream(Dataset[Batch]):
         self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), strong or StrongView()
         self.normalize = Normalize(mean, std)
         self.strong_labels, self.unlabeled = strong_labels, unlabeled
-        self.cutout = Cutout(cutout)
+        self.cutout, self.objects = Cutout(cutout), objects
 
     def __getitem__(self, step: int) -> Batch:
         labeled = [self._labeled(place) for place in self._places(step)]
-        x = self.normalize(torch.stack([crop.image for crop in labeled]))
-        y = torch.stack([crop.label for crop in labeled]).long()
+        x, y = self._images([crop.image for crop in labeled]), _labels(labeled)
         if not self.unlabeled:
             return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
-        weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
+        weak, strong, boxes = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
         given = [(crop.given, crop.entropy) for crop in weak if crop.given is not None and crop.entropy is not None]
         one_nat = 255 / math.log(len(self.data.classes))
         return Batch(
             x=x,
             y=y,
-            u_weak=self.normalize(torch.stack([crop.image for crop in weak])),
-            u_strong=self.normalize(torch.stack(strong, dim=1)),
-            u_valid=torch.stack([crop.valid for crop in weak]),
-            u_hidden=torch.stack([crop.label for crop in weak]).long(),
-            u_given=torch.stack([label for label, _ in given]).long() if given else None,
-            u_entropy=torch.stack([entropy for _, entropy in given]) / one_nat if given else None,
+            u_weak=self._images([crop.image for crop in weak]),
+            u_strong=self._images([view for row in zip(*strong, strict=True) for view in row]).unflatten(
+                0, (-1, len(weak))
+            ),
+            u_valid=default_collate([crop.valid for crop in weak]),
+            u_hidden=_labels(weak),
+            u_given=default_collate([label for label, _ in given]).long() if given else None,
+            u_entropy=default_collate([entropy for _, entropy in given]) / one_nat if given else None,
+            u_boxes=None if self.objects is None else default_collate(list(boxes)),
         )
+
+    def _images(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalized one by one, in the cache, and collated straight into shared memory where a worker does it."""
+        batch: Tensor = default_collate([self.normalize(image) for image in images])
+        return batch
 
     def _places(self, step: int) -> range:
         start = (step * self.world + self.rank) * self.batch
@@ -97,18 +105,25 @@ class TrainingStream(Dataset[Batch]):
             crop: WeakCrop = self.weak(image, mask)
             return crop._replace(image=self.strong(crop.image)) if self.strong_labels else crop
 
-    def _unlabeled(self, place: int) -> tuple[WeakCrop, Tensor]:
-        """The weak crop and (views, 3, crop, crop) strong views of it."""
+    def _unlabeled(self, place: int) -> tuple[WeakCrop, list[Tensor], Tensor | None]:
+        """The weak crop, strong views of it (3, crop, crop) each, and boxes as planes (K, crop, crop)."""
         key = _key_at(self.split.unlabeled or self.split.labeled, self.seed, "unlabeled", place)
         image, mask = self._load(key)
         given = self.data.given(key) if isinstance(self.data, LabeledFromDisk) else None
         with _seeded(self.seed, "unlabeled", place):
-            crop: WeakCrop = self.weak(image, mask, given)
-            strong = torch.stack([self.strong(crop.image) for _ in range(self.views)])
+            at = self.weak.place(*image.shape[-2:])
+            crop = self.weak.crop_at(at, image, mask, given)
+            strong = [self.strong(crop.image) for _ in range(self.views)]
             if crop.given is not None:
-                strong, label = self.cutout(strong, crop.given)
-                crop = crop._replace(given=label)
-            return crop, strong
+                views, label = self.cutout(torch.stack(strong), crop.given)
+                crop, strong = crop._replace(given=label), list(views)
+            return crop, strong, self._planes(key, at, image)
+
+    def _planes(self, key: str, at: Place, image: Tensor) -> Tensor | None:
+        if self.objects is None:
+            return None
+        boxes = at.boxes(self.objects[key], *image.shape[-2:])
+        return planes(boxes, len(self.data.classes), (at.crop, at.crop))
 
     def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
         image, mask = self.data.image(key), self.data.mask(key)
@@ -128,7 +143,7 @@ def training_batches(
     start: int = 0,
     scale: tuple[float, float] = (0.5, 2.0),
     views: int = 1,
-    strong: nn.Module | None = None,
+    strong: Callable[[Tensor], Tensor] | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     workers: int = 0,
@@ -137,18 +152,19 @@ def training_batches(
     strong_labels: bool = False,
     unlabeled: bool = True,
     cutout: float = 0.0,
+    objects: Detections | None = None,
 ) -> DataLoader[Batch]:
     """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
     image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
-    strong_labels, unlabeled, cutout: see TrainingStream.
+    strong_labels, unlabeled, cutout, objects: see TrainingStream.
     Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
         raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
     augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std)
-    images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled, cutout=cutout)
+    images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled, cutout=cutout, objects=objects)
     stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
     # A generator of its own keeps the DataLoader from drawing on the global one, on which the model's dropout depends.
     return DataLoader(
@@ -174,29 +190,6 @@ def evaluation_batches(
     images = DataLoader(_WholeImages(data, ids), batch_size=None, num_workers=workers, generator=torch.Generator())
     for keys, rows, masks in _runs_of_equal_size(images, batch):
         yield keys, normalize(torch.stack(rows)), torch.stack(masks).long()
-
-
-class Cached:
-    """Any data set with each image and mask decoded once and kept in memory (one copy per worker process)."""
-
-    def __init__(self, data: SegmentationData) -> None:
-        self.data = data
-        self.name, self.classes, self.palette = data.name, data.classes, data.palette
-        self.train, self.val, self.mirror, self.sha256 = data.train, data.val, data.mirror, data.sha256
-        self._images: dict[str, Tensor] = {}
-        self._masks: dict[str, Tensor | None] = {}
-
-    def image(self, key: str) -> Tensor:
-        """(3, H, W) uint8, shared: do not write to it."""
-        if key not in self._images:
-            self._images[key] = self.data.image(key)
-        return self._images[key]
-
-    def mask(self, key: str) -> Tensor | None:
-        """(H, W) uint8, shared: do not write to it."""
-        if key not in self._masks:
-            self._masks[key] = self.data.mask(key)
-        return self._masks[key]
 
 
 class _WholeImages(Dataset[tuple[str, Tensor, Tensor]]):
@@ -226,6 +219,11 @@ def _runs_of_equal_size(
         run.append(item)
     if run:
         yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
+
+
+def _labels(crops: Sequence[WeakCrop]) -> Tensor:
+    labels: Tensor = default_collate([crop.label.long() for crop in crops])
+    return labels
 
 
 def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
