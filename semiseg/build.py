@@ -20,7 +20,7 @@ from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
 from .hosts.cutmix_seg import CutMixSegmentation
 from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
-from .hosts.stpp import SelfTraining
+from .hosts.stpp import SelfTraining, mean_cross_entropy
 from .hosts.supervised import Supervised, labeled_cross_entropy
 from .hosts.unimatch import RandomBox, UniMatch
 from .losses import ohem_cross_entropy
@@ -75,8 +75,8 @@ def build(recipe: Recipe, classes: int) -> Built:
         return Supervised(student, criterion=criterion, decay=c.decay)
     if recipe.method == "stpp":
         return SelfTraining(
-            student, weigh=_weigher(recipe, student, classes), color=recipe.stpp.color, criterion=criterion,
-            decay=c.decay,
+            student, weigh=_weigher(recipe, student, classes), color=recipe.stpp.color, decay=c.decay,
+            criterion=_ohem if recipe.optimization.ohem else mean_cross_entropy,
         )  # fmt: skip
     epochs = recipe.optimization.epochs
     host = partial(

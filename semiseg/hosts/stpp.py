@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host_options import SCALES
+from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..seams import NoMix, UniformWeight, weigh_and_mix
 from ..statistics import pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
-from .supervised import labeled_cross_entropy
 
 
 def reliability(predictions: Tensor, classes: int) -> float:
@@ -82,20 +82,27 @@ def _resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
+def mean_cross_entropy(output: Output, target: Target) -> Tensor:
+    """Over all supervised pixels; a weighter's factors enter the divisor where it says so."""
+    return pixel_cross_entropy(output.logits, target, "valid")
+
+
 class SelfTraining(nn.Module):
     """A retraining stage: cross-entropy on labeled images, and on unlabeled ones with labels from disk.
 
     One mean over all supervised pixels of both, so that the unlabeled weight is implicit, as in ST++.  Its batches are
     drawn from a shuffled list in which the labeled images repeat until they are as many as the unlabeled ones; here
-    every batch holds exactly as many of one as of the other.
+    every batch holds exactly as many of one as of the other.  Each row counts that a mixer makes of an image (UPC).
 
-    The teacher only watches, as in `Supervised`.
+    The teacher only watches, as in `Supervised`; but where pixels are weighted, its features are what they are
+    weighted by, since there are none on disk.
 
     Args:
         student: a segmentation network with its initial weights.
         mix: pastes on the strongly augmented images; UPC reads the entropy that was written beside the labels.
         weigh: factors of the pixels of unlabeled images.
-        color: color jitter, grayscale, blur and cutout on unlabeled images; False: geometry alone.
+        color: color jitter, grayscale, blur and cutout on unlabeled images, as the loader made them; False: geometry
+            alone.
         criterion: (Output, Target) -> scalar, a mean over supervised pixels.
         decay: of the teacher.
     """
@@ -107,13 +114,13 @@ class SelfTraining(nn.Module):
         mix: Mixer | None = None,
         weigh: PixelWeighter | None = None,
         color: bool = True,
-        criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
+        criterion: Callable[[Output, Target], Tensor] = mean_cross_entropy,
         decay: float = 0.999,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, Teacher(student, decay)
         self.mix, self.weigh = mix or NoMix(), weigh or UniformWeight()
-        self.color, self.criterion = color, criterion
+        self.color, self.criterion, self.teacher_reads = color, criterion, weigh is not None
 
     def losses(self, batch: Batch, t: float) -> Step:
         if batch.u_given is None or batch.u_entropy is None:
@@ -121,9 +128,12 @@ class SelfTraining(nn.Module):
         n = len(batch.x)
 
         # 1. the label on disk is the target
-        labeled = View(batch.x, Target.from_labels(batch.y))
-        given = Target.from_labels(batch.u_given)
-        weak = View(batch.u_weak, given, entropy=batch.u_entropy, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        read = self.teacher(torch.cat((batch.x, batch.u_weak))) if self.teacher_reads else None
+        labeled = View(batch.x, Target.from_labels(batch.y), read and read.rows(0, n))
+        weak = View(
+            batch.u_weak, Target.from_labels(batch.u_given), read and read.rows(n),
+            entropy=batch.u_entropy, boxes=batch.u_boxes, hidden=batch.u_hidden,
+        )  # fmt: skip
 
         # 2. one paste moves the strong image and all that is known about its pixels
         strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
@@ -136,13 +146,13 @@ class SelfTraining(nn.Module):
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
 
         # 4. the mean over all supervised pixels, in its two parts
-        on_labeled, on_mixed = labeled.target.weight.sum(), target.weight.sum()
+        on_labeled, on_mixed = labeled.target.denominator.sum(), target.denominator.sum()
         every = (on_labeled + on_mixed).clamp(min=torch.finfo(torch.float).tiny)
         losses = {
             "labeled": on_labeled / every * self.criterion(output.rows(0, n), labeled.target),
             "unlabeled": on_mixed / every * self.criterion(output.rows(n), target),
         }
-        statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
+        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | getattr(self.weigh, "statistics", {})
         statistics["pasted"] = share(paste.source >= len(batch.u_weak), paste.source >= 0)
         return Step(losses, statistics)
 
