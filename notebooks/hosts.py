@@ -147,8 +147,9 @@ fig = figures.step(scene("mean_teacher_mse"), digits, two, by_squares)
 # (sec-host-cutmix-seg)=
 # ## CutMix-Seg
 #
-# {cite:t}`french2020cutmixseg` found that small changes of an image say little about segmentation, because class boundaries do not lie
-# where images are rare; large, varied ones are needed. Theirs is a mosaic. With $M$ a box of half the image's area,
+# {cite:t}`french2020cutmixseg` observe that boundaries between classes do not lie where patches of images are rare, so that small
+# changes of an image teach little about segmentation; strong and varied ones are needed. Theirs is a mosaic. With $M$ a box of half
+# the image's area,
 #
 # $$
 # \tilde{x} = M \odot x_1 + (1 - M) \odot x_0 , \qquad
@@ -223,6 +224,18 @@ fig, scores = ideas.by_reliability(digits, split.unlabeled[:60], (student, other
 print(f"{len(scores)} images, {sum(s > 0.5 for s in scores)} of them above a score of 0.5")
 
 # %% [markdown]
+# ````{admonition} Reliability, and the step of a retraining, as they run
+# :class: dropdown
+# ```{literalinclude} ../semiseg/hosts/stpp.py
+# :pyobject: reliability
+# :language: python
+# ```
+# ```{literalinclude} ../semiseg/hosts/stpp.py
+# :pyobject: SelfTraining.losses
+# :language: python
+# ```
+# ````
+#
 # (sec-host-u2pl)=
 # ## U2PL: unreliable pixels as negatives
 #
@@ -277,6 +290,7 @@ schemes = [
     "mean_teacher_mse",
     "cutmix_seg",
     "cps",
+    "stpp",
 ]
 figures.comparison(records, schemes)
 
@@ -311,7 +325,7 @@ figures.comparison(records, schemes)
 #
 # | topic | released code | here |
 # |---|---|---|
-# | pairs | two independent unlabeled batches | the next image of the same batch: half the cost, the same pairs in distribution |
+# | pairs | two independent unlabeled batches | the next image of the same batch: half the cost |
 # | batch normalization | frozen in both networks (PASCAL VOC) | trained, and averaged by the teacher |
 # | optimizer | Adam, $10^{-5}$, a tenth of it for pretrained layers | that of all schemes |
 # | average in the first steps | 0.99 from the first on | $\min(1 - 1/(t+1),\, 0.99)$ |
