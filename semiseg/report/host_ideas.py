@@ -11,17 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
+from ..hosts.stpp import reliability, split_half
 from ..seams import entropy
 from ..types import Target, View
 from .hosts import drawn, picture, rows_of
 from .pictures import colored, predict
-
-
-def agreement(first: Tensor, second: Tensor) -> float:
-    """mIoU of two masks (H, W) long over the classes in either; equal masks agree by 1."""
-    classes = torch.cat((first, second), 1).unique()
-    both = [((first == c) & (second == c)).sum() / ((first == c) | (second == c)).sum() for c in classes]
-    return torch.stack(both).mean().item()
 
 
 def by_reliability(
@@ -37,9 +31,10 @@ def by_reliability(
     Returns:
         The figure, an image and what each network says about it per column, and the scores of all images, descending.
     """
-    masks = {key: [predict(network, data, key) for network in stages] for key in ids}
-    score = {key: float(np.mean([agreement(m, said[-1]) for m in said[:-1]])) for key, said in masks.items()}
-    ranked = sorted(ids, key=lambda key: -score[key])
+    masks = {key: torch.stack([predict(network, data, key) for network in stages]) for key in ids}
+    score = {key: reliability(said, len(data.classes)) for key, said in masks.items()}
+    reliable, others = split_half(ids, list(score.values()))
+    ranked = reliable + others
     shown = [ranked[i] for i in np.linspace(0, len(ranked) - 1, columns).astype(int)]
     planes = {"image": [data.image(key).movedim(0, -1).numpy() for key in shown]}
     for i in range(len(stages)):
