@@ -20,6 +20,8 @@ from .hosts.cutmix_seg import CutMixSegmentation
 from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
 from .hosts.supervised import Supervised, labeled_cross_entropy
+from .hosts.u2pl import U2PL, ClassMix
+from .hosts.u2pl_contrast import UnreliableContrast
 from .hosts.unimatch import RandomBox, UniMatch
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
@@ -35,13 +37,15 @@ from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Output, Target
 
-Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch
+Built = Supervised | MeanTeacher | SoftMeanTeacher | CutMixSegmentation | CrossPseudoSupervision | UniMatch | U2PL
 
 
 def _embedding(recipe: Recipe) -> int:
     """Channels of the projection head; 0 where no contrast asks for one."""
     if recipe.method == "dgcl" and recipe.dgcl.weight:
         return recipe.dgcl.embedding
+    if recipe.method == "u2pl" and recipe.u2pl.weight:
+        return recipe.u2pl.embedding
     return recipe.esl.embedding if recipe.method == "esl" and recipe.esl.parts else 0
 
 
@@ -92,6 +96,8 @@ def build(recipe: Recipe, classes: int) -> Built:
             mix = AdaptiveInjection(a.inject, a.cut, a.adaptive)
             weight, copied = a.unlabeled_weight, a.copy_epochs / epochs
             return host(mix=mix, unlabeled_weight=weight, unlabeled_from=0.0, copy_until=copied)
+        case "u2pl":
+            return _u2pl(recipe, student, classes, criterion)
         case "ddfp":
             d = recipe.ddfp
             made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
@@ -168,6 +174,25 @@ def _classic(
     return SoftMeanTeacher(
         student, weigh=weigh, color=m.color, on_labeled=m.on_labeled, unlabeled_weight=m.weight, rise=m.ramp_up,
         criterion=criterion, decay=decay, own_statistics=own,
+    )  # fmt: skip
+
+
+def _u2pl(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callable[[Output, Target], Tensor]) -> U2PL:
+    c, u, epochs = recipe.consistency, recipe.u2pl, recipe.optimization.epochs
+    drop = EntropyFilter(u.drop, stages=epochs)
+    auxiliary = None
+    if u.weight:
+        auxiliary = UnreliableContrast(
+            classes, u.embedding, drop=drop, queue=u.queue, first_queue=u.first_queue, quota=u.quota, anchors=u.anchors,
+            negatives=u.negatives, temperature=u.temperature, sure=u.sure, low_rank=u.low_rank, high_rank=u.high_rank,
+            reliable=u.reliable, keys=u.keys, pairs=u.pairs, weight=u.weight,
+        )  # fmt: skip
+    return U2PL(
+        student, drop=drop, weigh=_weigher(recipe, student, classes), auxiliary=auxiliary, color=u.color,
+        mix=CutMix(c.cutmix_p, c.cutmix_area) if u.mixer == "cutmix" else ClassMix(c.cutmix_p),
+        unlabeled_weight=u.unlabeled_weight, divisor=c.divisor, criterion=criterion,
+        decay=0.0 if c.teacher == "self" else c.decay, own_statistics=c.teacher != "ema",
+        unlabeled_from=c.unlabeled_from_epoch / epochs, copy_until=(c.unlabeled_from_epoch + u.copy_epochs) / epochs,
     )  # fmt: skip
 
 

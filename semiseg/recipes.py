@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import CPS, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
+from .host_options import CPS, U2PL, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
-    "supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl"
-]
+    "supervised", "mean_teacher", "mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "u2pl",
+    "ddfp", "dgcl", "esl",
+]  # fmt: skip
 Scale = Literal["smoke", "tiny", "paper"]
 DATA = ("digits", "voc", "cityscapes")
 METHODS, SCALES = get_args(Method), get_args(Scale)
@@ -33,11 +34,12 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "cps": (("decay",), "cps"),
     "unimatch": (("tau", "decay", "divisor"), "unimatch"),
     "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
+    "u2pl": (_NO_TAU, "u2pl"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "u2pl", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -61,6 +63,7 @@ class Recipe:
     cps: CPS = field(default_factory=CPS)
     unimatch: UniMatch = field(default_factory=UniMatch)
     augseg: AugSeg = field(default_factory=AugSeg)
+    u2pl: U2PL = field(default_factory=U2PL)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -110,6 +113,7 @@ class Recipe:
             "cps": CPS,
             "unimatch": UniMatch,
             "augseg": AugSeg,
+            "u2pl": U2PL,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,
@@ -184,7 +188,9 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
 
 
 def paper(base: Recipe) -> Recipe:
-    """DDFP or DGCL read from the paper alone: every option where the text speaks."""
+    """DDFP, DGCL or U2PL read from the paper alone: every option where the text speaks."""
+    if base.method == "u2pl":
+        return replace(base, u2pl=base.u2pl.paper())
     if base.method == "dgcl":
         return _dgcl_paper(base)
     options = replace(
@@ -196,8 +202,10 @@ def paper(base: Recipe) -> Recipe:
 def official(base: Recipe) -> Recipe:
     """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL.
 
-    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.
+    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.  U2PL: Haochen-Wang409/U2PL @ ab3d2be.
     """
+    if base.method == "u2pl":
+        return replace(base, u2pl=base.u2pl.official(processes=8 if base.data == "cityscapes" else 4))
     if base.method == "dgcl":
         return _dgcl_official(base)
     if base.method == "mean_teacher_mse":

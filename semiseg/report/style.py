@@ -16,6 +16,7 @@ METHOD_TITLES = {
     "cps": "CPS",
     "unimatch": "UniMatch",
     "augseg": "AugSeg",
+    "u2pl": "U2PL",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
@@ -26,7 +27,7 @@ METHOD_COLORS = {
     **dict(
         zip(("supervised", "mean_teacher", "ddfp", "dgcl", "esl"), (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True)
     ),
-    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg"), _HOSTS, strict=False)),
+    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "u2pl"), _HOSTS, strict=False)),
 }
 
 
