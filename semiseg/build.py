@@ -22,6 +22,8 @@ from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
 from .hosts.stpp import SelfTraining, mean_cross_entropy
 from .hosts.supervised import Supervised, labeled_cross_entropy
+from .hosts.u2pl import U2PL, ClassMix
+from .hosts.u2pl_contrast import UnreliableContrast
 from .hosts.unimatch import RandomBox, UniMatch
 from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
@@ -46,6 +48,7 @@ Built = (
     | UniMatch
     | AEL
     | SelfTraining
+    | U2PL
 )
 
 
@@ -53,6 +56,8 @@ def _embedding(recipe: Recipe) -> int:
     """Channels of the projection head; 0 where no contrast asks for one."""
     if recipe.method == "dgcl" and recipe.dgcl.weight:
         return recipe.dgcl.embedding
+    if recipe.method == "u2pl" and recipe.u2pl.weight:
+        return recipe.u2pl.embedding
     return recipe.esl.embedding if recipe.method == "esl" and recipe.esl.parts else 0
 
 
@@ -110,6 +115,8 @@ def build(recipe: Recipe, classes: int) -> Built:
             return host(mix=mix, unlabeled_weight=weight, unlabeled_from=0.0, copy_until=copied)
         case "ael":
             return _ael(recipe, student, classes, criterion)
+        case "u2pl":
+            return _u2pl(recipe, student, classes, criterion)
         case "ddfp":
             d = recipe.ddfp
             made = host(perturbed_weights=d.weights, perturb_from=d.perturb_from_epoch / epochs)
@@ -199,6 +206,25 @@ def _ael(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callab
         paste=CopyPaste(bank, a.paste_p, a.paste_classes, a.paste_among) if a.paste_p else None,
         unlabeled_weight=a.unlabeled_weight, criterion=criterion, decay=0.0 if c.teacher == "self" else c.decay,
         own_statistics=c.teacher != "ema",
+    )  # fmt: skip
+
+
+def _u2pl(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callable[[Output, Target], Tensor]) -> U2PL:
+    c, u, epochs = recipe.consistency, recipe.u2pl, recipe.optimization.epochs
+    drop = EntropyFilter(u.drop, stages=epochs)
+    auxiliary = None
+    if u.weight:
+        auxiliary = UnreliableContrast(
+            classes, u.embedding, drop=drop, queue=u.queue, first_queue=u.first_queue, quota=u.quota, anchors=u.anchors,
+            negatives=u.negatives, temperature=u.temperature, sure=u.sure, low_rank=u.low_rank, high_rank=u.high_rank,
+            reliable=u.reliable, keys=u.keys, pairs=u.pairs, weight=u.weight,
+        )  # fmt: skip
+    return U2PL(
+        student, drop=drop, weigh=_weigher(recipe, student, classes), auxiliary=auxiliary, color=u.color,
+        mix=CutMix(c.cutmix_p, c.cutmix_area) if u.mixer == "cutmix" else ClassMix(c.cutmix_p),
+        unlabeled_weight=u.unlabeled_weight, divisor=c.divisor, criterion=criterion,
+        decay=0.0 if c.teacher == "self" else c.decay, own_statistics=c.teacher != "ema",
+        unlabeled_from=c.unlabeled_from_epoch / epochs, copy_until=(c.unlabeled_from_epoch + u.copy_epochs) / epochs,
     )  # fmt: skip
 
 

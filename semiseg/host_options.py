@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .options import one_of, positive
@@ -143,3 +143,57 @@ class STPP:
             raise ValueError(
                 f"cutout is a probability, and 0 where color is off, got cutout={self.cutout}, color={self.color}"
             )
+
+
+@dataclass(frozen=True)
+class U2PL:
+    """U2PL; decay, teacher, divisor and the share of mixed batches are in `Consistency`.
+
+    Numbers of pixels are for 32 maps of 129 x 129 features, a step of the released code on PASCAL VOC.  Classes are
+    ranked from 0, the likeliest; with two or three of them low_rank must be lowered, which building the host checks.
+    """
+
+    embedding: int = 256
+    unlabeled_weight: float = 1.0
+    weight: float = 0.1  # of the contrast; 0: none
+    drop: float = 0.2  # share of uncertain pixels at first; it falls to 0 epoch by epoch
+    mixer: Literal["cutmix", "classmix"] = "cutmix"
+    color: bool = False  # pasting alone is the strong view; True: on the color-jittered image
+    queue: int = 30_000
+    first_queue: int = 50_000  # of class 0
+    quota: int | None = 3_000  # most new negatives of a class in one step; None: all
+    anchors: int = 256
+    negatives: int = 50
+    temperature: float = 0.5
+    sure: float = 0.3
+    low_rank: int = 3
+    high_rank: int = 20
+    reliable: Literal["kept", "surest"] = "kept"  # "surest": anchors among the most certain share alone (released code)
+    keys: Literal["others", "own"] = "others"  # "own": of pixels pseudo-labeled as the class itself (released code)
+    pairs: Literal["class", "position"] = "class"  # "position": classes confused with their place (released code)
+    copy_epochs: int = 0  # after the warm-up the teacher stays a copy for so long (released code: 1)
+
+    def __post_init__(self) -> None:
+        one_of("mixer", self.mixer, ("cutmix", "classmix"))
+        one_of("reliable", self.reliable, ("kept", "surest"))
+        one_of("keys", self.keys, ("others", "own"))
+        one_of("pairs", self.pairs, ("class", "position"))
+        positive(embedding=self.embedding, queue=self.queue, first_queue=self.first_queue, anchors=self.anchors)
+        positive(negatives=self.negatives, temperature=self.temperature)
+        if self.quota is not None:
+            positive(quota=self.quota)
+        if self.weight < 0 or self.unlabeled_weight < 0 or not 0 <= self.drop < 1 or not 0 <= self.sure < 1:
+            given = f"{self.weight}, {self.unlabeled_weight}, {self.drop} and {self.sure}"
+            raise ValueError(f"U2PL needs weights >= 0, drop and sure in [0, 1), got {given}")
+        if not 1 <= self.low_rank < self.high_rank:
+            raise ValueError(f"U2PL needs 1 <= low_rank < high_rank, got {self.low_rank} and {self.high_rank}")
+
+    def paper(self) -> U2PL:
+        """256 negatives, and queues that take in all new ones."""
+        return replace(self, negatives=256, quota=None)
+
+    def official(self, processes: int) -> U2PL:
+        """Haochen-Wang409/U2PL @ ab3d2be; its contrast of weight 1 is averaged over the processes twice."""
+        return replace(
+            self, weight=1 / processes, quota=None, reliable="surest", keys="own", pairs="position", copy_epochs=1
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import AEL, CPS, STPP, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
+from .host_options import AEL, CPS, STPP, U2PL, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Detector, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
@@ -25,6 +25,7 @@ Method = Literal[
     "unimatch",
     "augseg",
     "ael",
+    "u2pl",
     "stpp",
     "ddfp",
     "dgcl",
@@ -46,11 +47,12 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
     "ael": (("tau", "decay", "teacher"), "ael"),
     "stpp": (("decay",), "stpp"),
+    "u2pl": (_NO_TAU, "u2pl"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "stpp", "ddfp", "dgcl", "esl")
+_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "u2pl", "stpp", "ddfp", "dgcl", "esl")
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -76,6 +78,7 @@ class Recipe:
     augseg: AugSeg = field(default_factory=AugSeg)
     ael: AEL = field(default_factory=AEL)
     stpp: STPP = field(default_factory=STPP)
+    u2pl: U2PL = field(default_factory=U2PL)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
     esl: ESL = field(default_factory=ESL)
@@ -135,6 +138,7 @@ class Recipe:
             "augseg": AugSeg,
             "ael": AEL,
             "stpp": STPP,
+            "u2pl": U2PL,
             "ddfp": DDFP,
             "dgcl": DGCL,
             "esl": ESL,
@@ -223,7 +227,9 @@ def with_alpha(base: Recipe, alpha: float) -> Recipe:
 
 
 def paper(base: Recipe) -> Recipe:
-    """DDFP or DGCL read from the paper alone: every option where the text speaks."""
+    """DDFP, DGCL or U2PL read from the paper alone: every option where the text speaks."""
+    if base.method == "u2pl":
+        return replace(base, u2pl=base.u2pl.paper())
     if base.method == "dgcl":
         return _dgcl_paper(base)
     options = replace(
@@ -235,8 +241,10 @@ def paper(base: Recipe) -> Recipe:
 def official(base: Recipe) -> Recipe:
     """As the released code runs, its accidents included: DDFP (Gavinwxy/DDFP @ 7956c72) or DGCL.
 
-    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.
+    CPS and mean teacher with MSE: charlesCXK/TorchSemiSeg @ 5e0c29c.  U2PL: Haochen-Wang409/U2PL @ ab3d2be.
     """
+    if base.method == "u2pl":
+        return replace(base, u2pl=base.u2pl.official(processes=8 if base.data == "cityscapes" else 4))
     if base.method == "dgcl":
         return _dgcl_official(base)
     if base.method == "mean_teacher_mse":

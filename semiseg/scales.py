@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .host_options import AEL, CPS, STPP, CutMixSeg
+from .host_options import AEL, CPS, STPP, U2PL, CutMixSeg
 from .options import DDFP, DGCL, ESL, Consistency, Detector, Evaluation, Network, Optimization
 
 if TYPE_CHECKING:
@@ -232,6 +232,32 @@ def _stpp(base: Recipe) -> Recipe:
     )
 
 
+def _u2pl(base: Recipe) -> Recipe:
+    """U2PL's released settings; off paper scale fewer pixels, each count shrunk as the side of their square.
+
+    The evaluation of Cityscapes is that of its released test script.
+    """
+    consistency = replace(base.consistency, decay=0.99, divisor="kept_scaled", teacher="ema_train")
+    o = base.optimization
+    if base.scale != "paper":
+        side, usual = (2 * o.batch * (o.crop // 4) ** 2 / (32 * 129**2)) ** 0.5, U2PL()
+        options = U2PL(
+            embedding=base.network.width, queue=round(usual.queue * side), first_queue=round(usual.first_queue * side),
+            quota=round(3_000 * side), anchors=round(usual.anchors * side),
+            sure=0.0 if base.scale == "smoke" else usual.sure,  # an untrained network is sure of nothing
+        )  # fmt: skip
+        return replace(base, consistency=consistency, u2pl=options)
+    base = replace(base, network=replace(base.network, output_stride=8, rates=(12, 24, 36)))
+    if base.data != "cityscapes":
+        return replace(base, consistency=consistency)
+    return replace(
+        base,
+        optimization=replace(o, weight_decay=5e-4, ohem=True),
+        consistency=replace(consistency, unlabeled_from_epoch=0),
+        evaluation=Evaluation("sliding", 769, 513),
+    )
+
+
 _PAPERS = {
     "esl": _esl,
     "mean_teacher_mse": _classic,
@@ -241,6 +267,7 @@ _PAPERS = {
     "augseg": _augseg,
     "ael": _ael,
     "stpp": _stpp,
+    "u2pl": _u2pl,
 }
 
 

@@ -17,6 +17,13 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(1)
 
 
+def quantile(values: Tensor, q: float) -> Tensor:
+    """`torch.quantile` of (n,) values, n >= 1, also of more than the 16 million it can take; () of the same type."""
+    place = q * (len(values) - 1)
+    low = values.kthvalue(math.floor(place) + 1).values
+    return low if place % 1 == 0 else low.lerp(values.kthvalue(math.floor(place) + 2).values, place % 1)
+
+
 class ConfidentLabels:
     """Pseudo-labeler: the teacher's class where its probability exceeds tau (FixMatch; DDFP Eq. 4)."""
 

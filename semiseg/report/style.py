@@ -18,18 +18,19 @@ METHOD_TITLES = {
     "augseg": "AugSeg",
     "ael": "AEL",
     "stpp": "ST++",
+    "u2pl": "U2PL",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
 }
 PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
-_HOSTS = sns.color_palette("Set2").as_hex()  # lighter: schemes are the background of the five papers
-METHOD_COLORS = {
-    **dict(
-        zip(("supervised", "mean_teacher", "ddfp", "dgcl", "esl"), (_PALETTE[i] for i in (7, 0, 3, 2, 4)), strict=True)
-    ),
-    **dict(zip(("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "stpp"), _HOSTS, strict=False)),
-}
+# Other colors for the schemes: they are the background of the five papers.
+_HOSTS = sns.color_palette("Set2").as_hex() + sns.color_palette("Set1").as_hex()[4:]
+    sns.color_palette("Set2").as_hex() + sns.color_palette("Set1").as_hex()[4:]
+)  # lighter: schemes are the background of the five papers
+METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0]}
+METHOD_COLORS |= {"ddfp": _PALETTE[3], "dgcl": _PALETTE[2], "esl": _PALETTE[4]}
+METHOD_COLORS |= dict(zip((name for name in METHOD_TITLES if name not in METHOD_COLORS), _HOSTS, strict=False))
 
 
 def title(label: str) -> str:
