@@ -26,8 +26,6 @@ METHOD_TITLES = {
 PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
 # Other colors for the schemes: they are the background of the five papers.
 _HOSTS = sns.color_palette("Set2").as_hex() + sns.color_palette("Set1").as_hex()[4:]
-    sns.color_palette("Set2").as_hex() + sns.color_palette("Set1").as_hex()[4:]
-)  # lighter: schemes are the background of the five papers
 METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0]}
 METHOD_COLORS |= {"ddfp": _PALETTE[3], "dgcl": _PALETTE[2], "esl": _PALETTE[4]}
 METHOD_COLORS |= dict(zip((name for name in METHOD_TITLES if name not in METHOD_COLORS), _HOSTS, strict=False))
