@@ -30,6 +30,7 @@ from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
 from .methods.esl import DynamicLabels, PixelToPart
 from .methods.perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
+from .methods.upc_controls import mixer_of
 from .methods.wpl import RankWeight
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
@@ -37,7 +38,7 @@ from .options import DDFP, ESL
 from .parts import Parts
 from .recipes import Recipe
 from .seams import ConfidentLabels, CutMix, EntropyFilter
-from .types import FeaturePerturber, Output, Target
+from .types import FeaturePerturber, Mixer, Output, Target
 
 Built = (
     Supervised
@@ -80,15 +81,15 @@ def build(recipe: Recipe, classes: int) -> Built:
         return Supervised(student, criterion=criterion, decay=c.decay)
     if recipe.method == "stpp":
         return SelfTraining(
-            student, weigh=_weigher(recipe, student, classes), color=recipe.stpp.color, decay=c.decay,
-            criterion=_ohem if recipe.optimization.ohem else mean_cross_entropy,
+            student, mix=_mixer(recipe, None), weigh=_weigher(recipe, student, classes), color=recipe.stpp.color,
+            criterion=_ohem if recipe.optimization.ohem else mean_cross_entropy, decay=c.decay,
         )  # fmt: skip
     epochs = recipe.optimization.epochs
     host = partial(
         MeanTeacher,
         student,
         label=ConfidentLabels(c.tau),
-        mix=CutMix(c.cutmix_p, c.cutmix_area),
+        mix=_mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area)),
         weigh=_weigher(recipe, student, classes),
         divisor=c.divisor,
         criterion=criterion,
@@ -105,12 +106,12 @@ def build(recipe: Recipe, classes: int) -> Built:
             u = recipe.unimatch
             return UniMatch(
                 student, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
-                mix=RandomBox(u.box_p, u.box_area), weights=u.weights, drop=u.drop, divisor=c.divisor,
+                mix=_mixer(recipe, RandomBox(u.box_p, u.box_area)), weights=u.weights, drop=u.drop, divisor=c.divisor,
                 criterion=criterion, decay=c.decay,
             )  # fmt: skip
         case "augseg":
             a = recipe.augseg
-            mix = AdaptiveInjection(a.inject, a.cut, a.adaptive)
+            mix = _mixer(recipe, AdaptiveInjection(a.inject, a.cut, a.adaptive))
             weight, copied = a.unlabeled_weight, a.copy_epochs / epochs
             return host(mix=mix, unlabeled_weight=weight, unlabeled_from=0.0, copy_until=copied)
         case "ael":
@@ -163,6 +164,13 @@ def _step(d: DDFP, student: DeepLabV3Plus, teacher: nn.Module, classes: int) -> 
     )  # fmt: skip
 
 
+def _mixer(recipe: Recipe, usual: Mixer | None) -> Mixer | None:
+    """UPC, or a control of it, where the recipe asks for it; else what the scheme usually pastes."""
+    if recipe.upc is None:
+        return usual
+    return mixer_of(recipe.upc, background=None if recipe.data == "cityscapes" else 0)
+
+
 def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight | None:
     """WPL where the recipe asks for it; None: every pixel counts the same."""
     w = recipe.wpl
@@ -181,19 +189,20 @@ def _classic(
     c, m, s, p = recipe.consistency, recipe.mean_teacher_mse, recipe.cutmix_seg, recipe.cps
     if recipe.method == "cps":
         return CrossPseudoSupervision(
-            student, weigh=weigh, mix=ToggledBoxes(p.boxes, p.area) if p.mixed else None,
+            student, weigh=weigh, mix=_mixer(recipe, ToggledBoxes(p.boxes, p.area) if p.mixed else None),
             shared_mask=recipe.upc is None if p.shared_mask is None else p.shared_mask, label_mode=p.label_mode,
             padding=p.padding, color=p.color, unlabeled_weight=p.weight, criterion=criterion, decay=c.decay,
         )  # fmt: skip
     decay, own = 0.0 if c.teacher == "self" else c.decay, c.teacher != "ema"
     if recipe.method == "cutmix_seg":
         return CutMixSegmentation(
-            student, weigh=weigh, mix=CutMix(c.cutmix_p, c.cutmix_area), tau=s.tau, confidence=s.confidence,
-            color=s.color, unlabeled_weight=s.weight, criterion=criterion, decay=decay, own_statistics=own,
+            student, weigh=weigh, mix=_mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area)), tau=s.tau,
+            confidence=s.confidence, color=s.color, unlabeled_weight=s.weight, criterion=criterion, decay=decay,
+            own_statistics=own,
         )  # fmt: skip
     return SoftMeanTeacher(
-        student, weigh=weigh, color=m.color, on_labeled=m.on_labeled, unlabeled_weight=m.weight, rise=m.ramp_up,
-        criterion=criterion, decay=decay, own_statistics=own,
+        student, weigh=weigh, mix=_mixer(recipe, None), color=m.color, on_labeled=m.on_labeled,
+        unlabeled_weight=m.weight, rise=m.ramp_up, criterion=criterion, decay=decay, own_statistics=own,
     )  # fmt: skip
 
 
@@ -202,7 +211,7 @@ def _ael(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callab
     bank = ConfidenceBank(classes, a.momentum, a.absent_decays, a.random_start)
     return AEL(
         student, bank, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
-        mix=AdaptiveCutMix(bank, a.least_area), on_labeled=a.on_labeled, gamma=a.gamma,
+        mix=_mixer(recipe, AdaptiveCutMix(bank, a.least_area)), on_labeled=a.on_labeled, gamma=a.gamma,
         paste=CopyPaste(bank, a.paste_p, a.paste_classes, a.paste_among) if a.paste_p else None,
         unlabeled_weight=a.unlabeled_weight, criterion=criterion, decay=0.0 if c.teacher == "self" else c.decay,
         own_statistics=c.teacher != "ema",
@@ -221,7 +230,7 @@ def _u2pl(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Calla
         )  # fmt: skip
     return U2PL(
         student, drop=drop, weigh=_weigher(recipe, student, classes), auxiliary=auxiliary, color=u.color,
-        mix=CutMix(c.cutmix_p, c.cutmix_area) if u.mixer == "cutmix" else ClassMix(c.cutmix_p),
+        mix=_mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area) if u.mixer == "cutmix" else ClassMix(c.cutmix_p)),
         unlabeled_weight=u.unlabeled_weight, divisor=c.divisor, criterion=criterion,
         decay=0.0 if c.teacher == "self" else c.decay, own_statistics=c.teacher != "ema",
         unlabeled_from=c.unlabeled_from_epoch / epochs, copy_until=(c.unlabeled_from_epoch + u.copy_epochs) / epochs,

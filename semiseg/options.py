@@ -209,18 +209,29 @@ class ESL:
 
 @dataclass(frozen=True)
 class UPC:
-    """The patches of an unlabeled image that labeled ones replace; Tables 5 to 8 vary `select`, `n` and `k`."""
+    """What replaces doubtful regions of unlabeled images; Tables 5 to 8 vary `replace`, `rows`, `select`, `k` and `n`.
+
+    The controls, `replace` other than "patches", read `rows` and the number of k; "erase_pixels" also n and k, for the
+    area k / n^2 that it erases.
+    """
 
     n: int = 4  # patches per side
     k: tuple[int, ...] = (2, 3, 5)  # patches replaced; more than one number: RAS
     rows: Literal["all", "sample"] = "sample"  # "all": a row per k (paper, Eq. 7); "sample": one row, k drawn from them
     select: Literal["uncertainty", "random", "oracle", "oracle_area"] = "uncertainty"
+    divide: Literal["sum", "mean"] = "sum"  # of the entropy in a patch; "mean": no advantage for the larger last one
+    known: float = 0.0  # least share of a donor's pixels that have a label; 0: any labeled crop
+    replace: Literal["patches", "box", "copy_paste", "erase", "erase_pixels"] = "patches"
 
     def __post_init__(self) -> None:
         one_of("rows", self.rows, ("all", "sample"))
         one_of("select", self.select, ("uncertainty", "random", "oracle", "oracle_area"))
+        one_of("divide", self.divide, ("sum", "mean"))
+        one_of("replace", self.replace, ("patches", "box", "copy_paste", "erase", "erase_pixels"))
         if self.n < 1 or not self.k or min(self.k) < 0 or max(self.k) > self.n**2:
             raise ValueError(f"UPC needs n >= 1 and each k in 0..n*n, got n={self.n}, k={self.k}")
+        if not 0 <= self.known <= 1:
+            raise ValueError(f"known is a share of pixels in [0, 1], got {self.known}")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Recipe:
         one_of("scale", self.scale, SCALES)
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}")
+        if self.method == "supervised" and self.upc is not None:
+            raise ValueError("UPC changes unlabeled images, and method 'supervised' has none; choose another method")
 
     @property
     def label(self) -> str:

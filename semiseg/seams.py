@@ -137,6 +137,22 @@ class CutMix:
         return Paste(source)
 
 
+def random_box(
+    height: int, width: int, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
+) -> tuple[slice, slice]:
+    """Rows and columns of a box inside an image: its share of the area and height / width are uniform in their bounds.
+
+    Shape and place are drawn again until the box fits, as in CutOut of ST++ and CutMix of UniMatch.
+    """
+    pixels = torch.empty(()).uniform_(*area).item() * height * width
+    while True:
+        shape = torch.empty(()).uniform_(*ratio).item()
+        h, w = max(1, round((pixels * shape) ** 0.5)), max(1, round((pixels / shape) ** 0.5))
+        y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+        if y + h <= height and x + w <= width:
+            return slice(y, y + h), slice(x, x + w)
+
+
 def weigh_and_mix(weigh: PixelWeighter, paste: Paste, own: View, donors: View, mixed: View) -> Target:
     """The mixed target with the weighter's factors; pasted labels keep factor 1.
 

@@ -87,7 +87,7 @@ def on_labels(task: Fit, epochs: int) -> Recipe:
     o, labeled = task.recipe.optimization, len(task.split.labeled)
     steps = o.epoch_steps or max(1, (2 * labeled if labeled < 200 else labeled) // (2 * o.batch))
     return replace(
-        task.recipe, method="supervised",
+        task.recipe, method="supervised", upc=None, wpl=None,
         optimization=replace(o, epochs=epochs, batch=2 * o.batch, epoch_steps=steps),
     )  # fmt: skip
 

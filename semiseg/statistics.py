@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .types import IGNORE, Step, Target
+from .types import IGNORE, Paste, Step, Target, View
+
+
+def logged(*plug_ins: object) -> dict[str, Tensor]:
+    """What plug-ins left in their attribute `statistics` at their last call; most have none."""
+    return {name: pair for each in plug_ins for name, pair in getattr(each, "statistics", {}).items()}
 
 
 def share(of: Tensor, among: Tensor) -> Tensor:
@@ -64,6 +69,34 @@ def pseudo_label_statistics(target: Target, hidden: Tensor) -> dict[str, Tensor]
         "pseudo_label_accuracy": share(right, kept & known),
         "teacher_accuracy": share(right, known & (target.denominator > 0)),
     }
+
+
+def mixing_statistics(paste: Paste, own: View, donors: View) -> dict[str, Tensor]:
+    """What a paste from labeled images does to the pseudo-labels.
+
+    Args:
+        paste: the plan.
+        own: unlabeled images with pseudo-labels, `hidden` where their true masks are known.
+        donors: the labeled images.
+
+    Returns:
+        "replaced": share of pixels from labeled images; "replaced_known": share of those that have a label; "erased":
+        share of pixels of noise, where the plan has such; "noise_before" and "noise_after": error rate of the
+        supervised pixels whose truth is known, of `own` and of what the paste makes of it.
+    """
+    foreign = paste.source >= len(own.image)
+    every, label = torch.ones_like(foreign), own.target.hard
+    truth = torch.full_like(label, IGNORE) if own.hidden is None else own.hidden
+    judged = (own.target.weight > 0) & (truth != IGNORE)
+    code = judged * (1 + (label != truth).to(torch.uint8))  # 0: not judged, 1: right, 2: wrong
+    after = paste(code, (donors.target.weight > 0).to(torch.uint8))
+    found = {"replaced": share(foreign, every), "replaced_known": share(after > 0, foreign)}
+    if paste.erased is not None:
+        found["erased"] = share(paste.erased, every)
+        after = after * ~paste.erased
+    for name, plane in (("noise_before", code), ("noise_after", after)):
+        found[name] = share(plane == 2, plane > 0)
+    return found
 
 
 class EpochMean:

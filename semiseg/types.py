@@ -141,6 +141,7 @@ class Paste:
     """
 
     source: Tensor  # (B', H, W) long
+    erased: Tensor | None = None  # (B', H, W) bool: noise instead, without a label
 
     def __call__(self, own: Tensor, donors: Tensor | None = None) -> Tensor:
         """(B, H, W) or (B, C, H, W), at image size or coarser -> the same with B' rows."""
@@ -153,7 +154,10 @@ class Paste:
     def target(self, own: Target, donors: Target) -> Target:
         d = donors.like(own)
         planes = ((own.label, d.label), (own.weight, d.weight), (own.denominator, d.denominator))
-        return Target(*(self(o, p) for o, p in planes))
+        label, weight, denominator = (self(o, p) for o, p in planes)
+        if self.erased is not None:
+            weight, denominator = weight * ~self.erased, denominator * ~self.erased
+        return Target(label, weight, denominator)
 
     def view(self, own: View, donors: View) -> View:
         """Everything known about the pixels moves with them; a donor pixel is certain and outside no box."""
@@ -165,8 +169,11 @@ class Paste:
         teacher = None
         if own.teacher is not None and donors.teacher is not None:
             teacher = Output(*(self(o, d) for o, d in zip(own.teacher, donors.teacher, strict=True)))
+        image = self(own.image, donors.image)
+        if self.erased is not None:  # a normalized image has mean 0 and deviation 1
+            image = torch.where(self.erased[:, None], torch.randn_like(image), image)
         return View(
-            self(own.image, donors.image),
+            image,
             self.target(own.target, donors.target),
             teacher,
             entropy=moved(own.entropy, 0),

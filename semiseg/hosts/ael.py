@@ -18,7 +18,7 @@ from ..losses import pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
 from ..seams import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
-from ..statistics import pseudo_label_statistics
+from ..statistics import logged, pseudo_label_statistics
 from ..types import IGNORE, Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -215,7 +215,7 @@ class AEL(nn.Module):
             on_l = self.label(predicted.rows(0, n), torch.ones_like(y, dtype=torch.bool), t)
             on_l = replace(on_l, weight=on_l.weight * _certainty(predicted.rows(0, n)))
             losses["labeled_consistency"] = self.unlabeled_weight * self._consistency(output.logits[:n], on_l)
-        statistics = pseudo_label_statistics(label, batch.u_hidden) | getattr(self.weigh, "statistics", {})
+        statistics = pseudo_label_statistics(label, batch.u_hidden) | logged(self.weigh, self.mix)
         spread = torch.stack((self.bank.value.max() - self.bank.value.min(), self.bank.value.new_ones(())))
         return Step(losses, statistics | {"confidence_spread": spread})
 

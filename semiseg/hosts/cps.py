@@ -17,7 +17,7 @@ from torch import Tensor
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..seams import NoMix, UniformWeight, entropy, weighed
-from ..statistics import pseudo_label_statistics, share
+from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -171,7 +171,7 @@ class CrossPseudoSupervision(nn.Module):
         }
         agreement = share(said1.target.hard == said2.target.hard, batch.u_valid)
         statistics = pseudo_label_statistics(said2.target, batch.u_hidden) | {"agreement": agreement}
-        return Step(losses, statistics | getattr(self.weigh_other, "statistics", {}))
+        return Step(losses, statistics | logged(self.weigh_other, self.mix))
 
     @torch.no_grad()
     def _clean(self, network: nn.Module, batch: Batch) -> Output:

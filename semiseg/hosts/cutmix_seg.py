@@ -16,7 +16,7 @@ from torch import Tensor
 from ..losses import squared_error
 from ..models.teacher import Teacher
 from ..seams import CutMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
-from ..statistics import pseudo_label_statistics, share
+from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -98,7 +98,7 @@ class CutMixSegmentation(nn.Module):
             "unlabeled": self.unlabeled_weight * consistency,
         }
         real = replace(weak.target, denominator=batch.u_valid.float())
-        statistics = pseudo_label_statistics(real, batch.u_hidden) | getattr(self.weigh, "statistics", {})
+        statistics = pseudo_label_statistics(real, batch.u_hidden) | logged(self.weigh, self.mix)
         return Step(losses, statistics | {"confidence": share(sure > 0, sure >= 0)})
 
     def after_step(self) -> None:

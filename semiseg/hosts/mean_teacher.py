@@ -17,7 +17,7 @@ from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
 from ..models.teacher import Teacher
 from ..seams import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
-from ..statistics import pseudo_label_statistics, share, soft_label_statistics
+from ..statistics import logged, pseudo_label_statistics, share, soft_label_statistics
 from ..types import (
     AuxiliaryLoss,
     Batch,
@@ -107,7 +107,7 @@ class MeanTeacher(nn.Module):
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
         image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
         losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
-        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | getattr(self.weigh, "statistics", {})
+        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | logged(self.weigh, self.mix)
         if weak.target.label.dim() == 4:
             statistics |= soft_label_statistics(weak.target, batch.u_hidden)
 

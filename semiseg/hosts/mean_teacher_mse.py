@@ -16,7 +16,7 @@ from torch import Tensor
 from ..losses import squared_error
 from ..models.teacher import Teacher
 from ..seams import NoMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
-from ..statistics import pseudo_label_statistics
+from ..statistics import logged, pseudo_label_statistics
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -93,7 +93,7 @@ class SoftMeanTeacher(nn.Module):
             "unlabeled": weight * squared_error(logits, target),
         }
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
-        return Step(losses, statistics | getattr(self.weigh, "statistics", {}))
+        return Step(losses, statistics | logged(self.weigh, self.mix))
 
     def after_step(self) -> None:
         self.teacher.follow(self.student)

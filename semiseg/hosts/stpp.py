@@ -17,7 +17,7 @@ from ..host_options import SCALES
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..seams import NoMix, UniformWeight, weigh_and_mix
-from ..statistics import pseudo_label_statistics, share
+from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
 
 
@@ -152,7 +152,7 @@ class SelfTraining(nn.Module):
             "labeled": on_labeled / every * self.criterion(output.rows(0, n), labeled.target),
             "unlabeled": on_mixed / every * self.criterion(output.rows(n), target),
         }
-        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | getattr(self.weigh, "statistics", {})
+        statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | logged(self.weigh, self.mix)
         statistics["pasted"] = share(paste.source >= len(batch.u_weak), paste.source >= 0)
         return Step(losses, statistics)
 

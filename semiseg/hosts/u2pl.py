@@ -16,7 +16,7 @@ from ..banks import some
 from ..losses import Divisor, pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..seams import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, quantile, weigh_and_mix
-from ..statistics import pseudo_label_statistics
+from ..statistics import logged, pseudo_label_statistics
 from ..types import AuxiliaryLoss, Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -141,7 +141,7 @@ class U2PL(nn.Module):
         losses["unlabeled"] = self.unlabeled_weight * unlabeled
         assert mixed.hidden is not None
         statistics = pseudo_label_statistics(mixed.target.only(kept), mixed.hidden)
-        statistics |= getattr(self.weigh, "statistics", {})
+        statistics |= logged(self.weigh, self.mix)
         if self.auxiliary is not None:
             losses["auxiliary"] = self.auxiliary(labeled, mixed, t)
             statistics |= getattr(self.auxiliary, "statistics", {})

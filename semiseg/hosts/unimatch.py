@@ -16,8 +16,8 @@ from torch import Tensor
 from ..losses import Divisor, pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
-from ..seams import ConfidentLabels, NoMix, UniformWeight, entropy
-from ..statistics import pseudo_label_statistics
+from ..seams import ConfidentLabels, NoMix, UniformWeight, entropy, random_box
+from ..statistics import logged, pseudo_label_statistics
 from ..types import Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
 from .supervised import labeled_cross_entropy
 
@@ -48,18 +48,8 @@ class RandomBox:
         b, h, w = source.shape
         for i in range(b):
             if torch.rand(()) < self.p:
-                y, x, height, width = self._box(h, w)
-                source[i, y : y + height, x : x + width] = (i + 1) % b
+                source[i, *random_box(h, w, self.area, self.ratio)] = (i + 1) % b
         return Paste(source)
-
-    def _box(self, h: int, w: int) -> tuple[int, int, int, int]:
-        area = torch.empty(()).uniform_(*self.area).item() * h * w
-        while True:
-            ratio = torch.empty(()).uniform_(*self.ratio).item()
-            height, width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-            y, x = int(torch.randint(h, ())), int(torch.randint(w, ()))
-            if y + height <= h and x + width <= w:
-                return y, x, height, width
 
 
 class UniMatch(nn.Module):
@@ -129,7 +119,7 @@ class UniMatch(nn.Module):
         terms = zip(("strong_1", "strong_2", "dropped"), self.weights, logits, targets, strict=True)
         for name, weight, on, target in terms:
             losses[name] = weight * pixel_cross_entropy(on, target, self.divisor) / 2
-        return Step(losses, pseudo_label_statistics(label, batch.u_hidden) | getattr(self.weigh, "statistics", {}))
+        return Step(losses, pseudo_label_statistics(label, batch.u_hidden) | logged(self.weigh, self.mix))
 
     def _weighed(self, target: Target, factor: Tensor) -> Target:
         return target.times(factor) if self.weigh.in_divisor else target.only(factor)
