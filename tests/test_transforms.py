@@ -5,22 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
+import torchvision_views
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from semiseg.data.transforms import (
-    MEAN,
-    SMALLEST,
-    STD,
-    Normalize,
-    PadTo,
-    RandomLongSide,
-    SeparableBlur,
-    StrongView,
-    WeakView,
-)
+from semiseg.data.color import gaussian_blur, jitter, shift_hue
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Normalize, Place, StrongView, WeakView
 from semiseg.types import IGNORE
 
 
@@ -59,9 +51,10 @@ def test_resized_image_and_label_stay_aligned() -> None:
 
 def test_long_side_covers_its_range_and_keeps_the_aspect() -> None:
     torch.manual_seed(0)
-    sizes = [RandomLongSide((0.5, 2.0))(torch.zeros(3, 10, 20, dtype=torch.uint8)).shape[-2:] for _ in range(400)]
-    assert {width for _, width in sizes} == set(range(10, 41))
-    assert all(height == int(width / 2 + 0.5) for height, width in sizes)
+    view = WeakView(8, (0.5, 2.0), mirror=False)
+    places = [view.place(10, 20) for _ in range(400)]
+    assert {place.width for place in places} == set(range(10, 41))
+    assert all(place.height == int(place.width / 2 + 0.5) for place in places)
 
 
 def test_resizing_agrees_with_pil() -> None:
@@ -69,13 +62,44 @@ def test_resizing_agrees_with_pil() -> None:
     pixels = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
     labels = rng.integers(0, 21, (30, 30), dtype=np.uint8)
     for factor in (0.5, 0.8, 1.0, 1.6):
-        resize = RandomLongSide((factor, factor))
-        size = (int(30 * factor),) * 2
-        image = resize(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
-        (mask,) = resize(tv_tensors.Mask(torch.from_numpy(labels)[None]))
-        expected = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)).astype(int)
+        side = int(30 * factor)
+        place = Place(side, side, top=0, left=0, crop=side, mirrored=False)
+        image = place.image(torch.from_numpy(pixels).permute(2, 0, 1))
+        mask = place.nearest(torch.from_numpy(labels), IGNORE)
+        expected = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)).astype(int)
         assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
-        assert np.array_equal(mask.numpy(), np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)))
+        nearest = Image.fromarray(labels).resize((side, side), Image.Resampling.NEAREST)
+        assert np.array_equal(mask.numpy(), np.asarray(nearest))
+
+
+def test_weak_view_is_the_composition_of_torchvision() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for seed in range(60):
+        size = torch.randint(5, 60, (2,), generator=rng).tolist()
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=rng)
+        mask = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
+        if seed % 2:  # as decoders leave it
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        torch.manual_seed(seed)
+        expected = torchvision_views.weak_view(24, (0.5, 2.0), image, mask, mirror=seed % 3 > 0)
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        found = WeakView(24, (0.5, 2.0), mirror=seed % 3 > 0)(image, mask)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert all(plane.is_contiguous() for plane in found)
+
+
+def test_other_planes_follow_the_place() -> None:
+    place = Place(height=6, width=6, top=1, left=2, crop=8, mirrored=True)
+    values = torch.arange(36.0).view(6, 6)
+    expected = torch.full((8, 8), -1.0)
+    expected[:5, :4] = values[1:, 2:]
+    assert torch.equal(place.nearest(values, -1), expected.flip(-1))
+    assert torch.equal(
+        place.nearest(torch.stack([values, -values]), 0)[1], torch.where(expected < 0, 0, -expected).flip(-1)
+    )
+    assert torch.equal(place.valid(), expected.flip(-1) >= 0)
 
 
 def test_padding_lies_right_and_below_black_ignored_and_not_valid() -> None:
@@ -86,7 +110,6 @@ def test_padding_lies_right_and_below_black_ignored_and_not_valid() -> None:
     outside[:4, :6] = False
     assert (label[outside] == IGNORE).all() and (crop[:, outside] == 0).all()
     assert torch.equal(valid, ~outside)
-    assert PadTo(3)(image) is image
 
 
 def test_unknown_labels_are_valid_pixels() -> None:
@@ -154,10 +177,58 @@ def test_views_draw_on_torch_alone() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(one, views(), strict=True))
 
 
+def test_strong_view_is_the_composition_of_torchvision() -> None:
+    expected, found = torchvision_views.strong_view(), StrongView()
+    rng = torch.Generator().manual_seed(0)
+    different = 0
+    for seed in range(120):
+        size = torch.randint(SMALLEST, 50, (2,), generator=rng).tolist()
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=rng)
+        torch.manual_seed(seed)
+        one, after = expected(image), torch.get_rng_state()
+        torch.manual_seed(seed)
+        two = found(image)
+        assert torch.equal(torch.get_rng_state(), after)
+        # The order in which a convolution adds is the machine's choice; a sum near x.5 may round to either side.
+        assert (one.int() - two.int()).abs().max() <= 1
+        different += int((one != two).sum())
+    assert different < 30
+
+
+def every_edge() -> Tensor:
+    """Grays, pure colors, ties between channels, and random pixels."""
+    values = torch.tensor([0, 1, 2, 100, 127, 128, 254, 255], dtype=torch.uint8)
+    corners = torch.stack(torch.meshgrid(values, values, values, indexing="ij")).reshape(3, 32, 16)
+    pixels = torch.randint(0, 256, (3, 32, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.cat((corners, pixels), 2)
+
+
+@pytest.mark.parametrize("shift", [-0.25, -1e-9, 0.0, 0.1371, 0.25, 0.5])
+def test_hue_is_torchvisions_to_the_last_bit(shift: float) -> None:
+    image = every_edge()
+    assert torch.equal(shift_hue(image, shift), F.adjust_hue(image, shift))
+
+
+def test_strips_of_the_hue_meet() -> None:
+    image = every_edge().repeat(1, 1, 6)  # more pixels than one strip
+    assert torch.equal(shift_hue(image, 0.2), F.adjust_hue(image, 0.2))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_jitter_is_torchvisions_to_the_last_bit(order: tuple[int, ...]) -> None:
+    image = expected = every_edge()
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for factors in ((0.5, 1.5, 0.6, -0.2), (1.37, 0.73, 1.49, 0.25), (1.0, 1.0, 1.0, 0.0)):
+        expected = image
+        for i in order:
+            expected = changes[i](expected, factors[i])
+        assert torch.equal(jitter(image, order, factors), expected)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 2.0])
-def test_separable_blur_is_the_two_dimensional_one(sigma: float) -> None:
+def test_blur_is_the_two_dimensional_one(sigma: float) -> None:
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
-    difference = SeparableBlur(13, (sigma, sigma))(image).int() - v2.GaussianBlur(13, (sigma, sigma))(image).int()
+    difference = gaussian_blur(image, 13, sigma).int() - v2.GaussianBlur(13, (sigma, sigma))(image).int()
     assert difference.abs().max() <= 1
     assert (difference != 0).float().mean() < 0.01
 

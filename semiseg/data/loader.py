@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from semiseg.data.dataset import LabeledFromDisk, SegmentationData
 from semiseg.data.splits import Split
@@ -66,8 +66,7 @@ class TrainingStream(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         labeled = [self._labeled(place) for place in self._places(step)]
-        x = self.normalize(torch.stack([crop.image for crop in labeled]))
-        y = torch.stack([crop.label for crop in labeled]).long()
+        x, y = self._images([crop.image for crop in labeled]), _labels(labeled)
         if not self.unlabeled:
             return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
         weak, strong = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
@@ -76,13 +75,20 @@ class TrainingStream(Dataset[Batch]):
         return Batch(
             x=x,
             y=y,
-            u_weak=self.normalize(torch.stack([crop.image for crop in weak])),
-            u_strong=self.normalize(torch.stack(strong, dim=1)),
-            u_valid=torch.stack([crop.valid for crop in weak]),
-            u_hidden=torch.stack([crop.label for crop in weak]).long(),
-            u_given=torch.stack([label for label, _ in given]).long() if given else None,
-            u_entropy=torch.stack([entropy for _, entropy in given]) / one_nat if given else None,
+            u_weak=self._images([crop.image for crop in weak]),
+            u_strong=self._images([view for row in zip(*strong, strict=True) for view in row]).unflatten(
+                0, (-1, len(weak))
+            ),
+            u_valid=default_collate([crop.valid for crop in weak]),
+            u_hidden=_labels(weak),
+            u_given=default_collate([label.long() for label, _ in given]) if given else None,
+            u_entropy=default_collate([entropy / one_nat for _, entropy in given]) if given else None,
         )
+
+    def _images(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalized one by one, in the cache, and collated straight into shared memory where a worker does it."""
+        batch: Tensor = default_collate([self.normalize(image) for image in images])
+        return batch
 
     def _places(self, step: int) -> range:
         start = (step * self.world + self.rank) * self.batch
@@ -226,6 +232,11 @@ def _runs_of_equal_size(
         run.append(item)
     if run:
         yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
+
+
+def _labels(crops: Sequence[WeakCrop]) -> Tensor:
+    labels: Tensor = default_collate([crop.label.long() for crop in crops])
+    return labels
 
 
 def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:

@@ -1,19 +1,22 @@
-"""Weak and strong views as in DDFP (and UniMatch, ST++), composed from torchvision.transforms.v2.
+"""Weak and strong views as in DDFP (and UniMatch, ST++).
 
-All randomness comes from torch's global CPU generator, so seeding it makes a view reproducible.
+All randomness comes from torch's global CPU generator, so seeding it makes a view reproducible.  What is drawn and what
+is computed is exactly what a composition of torchvision.transforms.v2 draws and computes (tests hold both against each
+other); written out, it is several times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torchvision import tv_tensors
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from semiseg.data.color import as_bytes, gaussian_blur, gray, jitter
 from semiseg.types import IGNORE
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
@@ -32,51 +35,107 @@ class WeakCrop(NamedTuple):
     entropy: Tensor | None = None  # (crop, crop) uint8, its coded entropy, 0 on padding
 
 
-class WeakView(nn.Module):
+class Place(NamedTuple):
+    """Where a weak view looks: resized to `height` x `width`, padded to the right and bottom, cropped, mirrored."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    crop: int  # side of the square crop
+    mirrored: bool
+
+    def image(self, image: Tensor) -> Tensor:
+        """(C, H, W) uint8 -> (C, crop, crop) by bilinear interpolation with antialiasing, 0 on padding."""
+        resized = F.resize(image, [self.height, self.width], InterpolationMode.BILINEAR, antialias=True)
+        bottom, right = self.top + self.crop, self.left + self.crop
+        return self._framed(resized[:, self.top : bottom, self.left : right], 0)
+
+    def nearest(self, plane: Tensor, fill: float) -> Tensor:
+        """(..., H, W) of any type -> (..., crop, crop) by the nearest pixel, `fill` on padding.
+
+        Nearest by the pixel's center, as PIL does: v2's own choice for masks rounds down and so shifts a shrunk mask
+        against its image by up to half a pixel.
+        """
+        rows = _sources(plane.shape[-2], self.height)[self.top : self.top + self.crop]
+        columns = _sources(plane.shape[-1], self.width)[self.left : self.left + self.crop]
+        return self._framed(plane.index_select(-2, rows).index_select(-1, columns), fill)
+
+    def valid(self) -> Tensor:
+        """(crop, crop) bool, False on padding."""
+        seen = (min(self.height - self.top, self.crop), min(self.width - self.left, self.crop))
+        return self._framed(torch.ones(seen, dtype=torch.bool), False)
+
+    def _framed(self, seen: Tensor, fill: float) -> Tensor:
+        """Padded to the crop's size, mirrored, contiguous."""
+        height, width = seen.shape[-2:]
+        if min(height, width) < self.crop:
+            seen = torch.nn.functional.pad(seen, [0, self.crop - width, 0, self.crop - height], value=fill)
+        seen = seen.contiguous()
+        return seen.flip(-1) if self.mirrored else seen
+
+
+class WeakView:
     """Geometry only: random long side, padding to the right and bottom, random crop, mirror with p = 0.5.
 
-    `scale` bounds the factor of the long side.  `mirror=False` for sets in which a mirrored image is no valid image.
+    The long side becomes a uniform integer in [scale[0], scale[1]] times its length.  `mirror=False` for sets in which
+    a mirrored image is no valid image.  Raises ValueError for factors that are not positive and ascending.
     """
 
     def __init__(self, crop: int, scale: tuple[float, float] = (0.5, 2.0), *, mirror: bool) -> None:
-        super().__init__()
-        steps: list[nn.Module] = [RandomLongSide(scale), PadTo(crop), v2.RandomCrop(crop)]
-        self.geometry = v2.Compose(steps + [v2.RandomHorizontalFlip(0.5)] * mirror)
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be two positive factors in ascending order, not {tuple(scale)}")
+        self.crop, self.scale, self.mirror = crop, scale, mirror
 
-    def forward(self, image: Tensor, mask: Tensor | None, given: tuple[Tensor, Tensor] | None = None) -> WeakCrop:
+    def __call__(self, image: Tensor, mask: Tensor | None, given: tuple[Tensor, Tensor] | None = None) -> WeakCrop:
         """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both.
 
         given: a pseudo-label and its entropy, (H, W) uint8 each; the label is resized as a mask, the entropy as an
         image, bilinearly.
         """
-        height, width = image.shape[-2:]
-        # Padding is filled with IGNORE in all planes: the second one tells padding from an unknown label.
-        planes = torch.zeros(2 if given is None else 3, height, width, dtype=torch.uint8)
-        planes[0] = IGNORE if mask is None else mask
+        place = self.place(*image.shape[-2:])
+        valid = place.valid()
+        label = torch.full_like(valid, IGNORE, dtype=torch.uint8) if mask is None else place.nearest(mask, IGNORE)
+        crop = WeakCrop(place.image(image), label, valid)
         if given is None:
-            crop, planes = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(planes))
-            label, padding = planes.as_subclass(Tensor)
-            return WeakCrop(crop.as_subclass(Tensor), label, padding == 0)
-        planes[2] = given[0]
-        doubt = tv_tensors.Image(given[1][None])
-        crop, planes, doubt = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(planes), doubt)
-        label, padding, pseudo = planes.as_subclass(Tensor)
-        return WeakCrop(crop.as_subclass(Tensor), label, padding == 0, pseudo, doubt.as_subclass(Tensor)[0])
+            return crop
+        return crop._replace(given=place.nearest(given[0], IGNORE), entropy=place.image(given[1][None])[0])
+
+    def place(self, height: int, width: int) -> Place:
+        """Draws a place in an image of that size; other planes of the image can be cropped by it too."""
+        long = max(height, width)
+        low, high = (max(1, int(long * factor)) for factor in self.scale)
+        side = int(torch.randint(low, high + 1, ()))
+        height, width = (max(1, int(s * side / long + 0.5)) for s in (height, width))
+        top, left = (int(torch.randint(0, s - self.crop + 1, ())) if s > self.crop else 0 for s in (height, width))
+        return Place(height, width, top, left, self.crop, self.mirror and bool(torch.rand(1) < 0.5))
 
 
-class StrongView(v2.Compose):
+class StrongView:
     """Color only, on top of a weak view: jitter (p 0.8), grayscale (p 0.2), Gaussian blur of sigma 0.1 to 2 (p 0.5).
 
     (3, H, W) uint8 -> the same.  No side may be shorter than SMALLEST pixels.
     """
 
     def __init__(self) -> None:
-        jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)
-        blur = SeparableBlur(_BLUR, (0.1, 2.0))
-        super().__init__([v2.RandomApply([jitter], 0.8), v2.RandomGrayscale(0.2), v2.RandomApply([blur], 0.5)])
+        self.jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if torch.rand(1) < 0.8:
+            drawn = self.jitter.make_params([])
+            brightness, contrast, saturation, hue = (drawn[f"{what}_factor"] for what in _JITTERED)
+            image = jitter(image, drawn["fn_idx"].tolist(), (brightness, contrast, saturation, hue))
+        if torch.rand(1) < 0.2:
+            image = as_bytes(gray(image.float())).expand(3, -1, -1)
+        if torch.rand(1) < 0.5:
+            image = gaussian_blur(image, _BLUR, torch.empty(1).uniform_(0.1, 2.0).item())
+        return image
 
 
-class Cutout(nn.Module):
+_JITTERED = ("brightness", "contrast", "saturation", "hue")
+
+
+class Cutout:
     """One rectangle of noise whose label is IGNORE (DeVries and Taylor, 2017; in ST++ on unlabeled images alone).
 
     Its area and the ratio of height to width are uniform; size and place are drawn anew until it lies inside.
@@ -90,12 +149,11 @@ class Cutout(nn.Module):
     def __init__(
         self, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
     ) -> None:
-        super().__init__()
         if not 0 <= p <= 1 or not 0 < area[0] <= area[1] < 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"Cutout needs p in [0, 1], area in (0, 1) and ratio > 0, got {p=}, {area=}, {ratio=}")
         self.p, self.area, self.ratio = p, area, ratio
 
-    def forward(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Views (V, 3, H, W) uint8 of one image and its label (H, W) -> copies without the same rectangle."""
         if torch.rand(()) >= self.p:
             return images, label
@@ -116,61 +174,21 @@ class Cutout(nn.Module):
                 return slice(y, y + h), slice(x, x + w)
 
 
-class Normalize(v2.Compose):
+class Normalize:
     """(..., 3, H, W) uint8 -> float32 with the given mean and deviation (of RGB in 0..1) removed."""
 
     def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
-        super().__init__([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        out = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        for channel, mean, std in zip(out.unbind(-3), self.mean, self.std, strict=True):  # one fits into the cache
+            channel.mul_(1 / 255).sub_(mean).div_(std)
+        return out
 
 
-class RandomLongSide(v2.Transform):
-    """Resizes so that the long side is a uniform integer in [scale[0], scale[1]] times its length.
-
-    Bilinear with antialiasing for images; for masks the nearest pixel by its center, as PIL does: v2's own choice
-    for masks rounds down and so shifts a shrunk mask against its image by up to half a pixel.
-    """
-
-    def __init__(self, scale: tuple[float, float]) -> None:
-        super().__init__()
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be two positive factors in ascending order, not {tuple(scale)}")
-        self.scale = scale
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = F.get_size(flat_inputs[0])
-        long = max(height, width)
-        low, high = (max(1, int(long * factor)) for factor in self.scale)
-        side = int(torch.randint(low, high + 1, ()))
-        return {"size": [max(1, int(s * side / long + 0.5)) for s in (height, width)]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Mask):
-            return F.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=True)
-        nearest = F.resize(inpt.as_subclass(Tensor), params["size"], InterpolationMode.NEAREST_EXACT)
-        return tv_tensors.wrap(nearest, like=inpt)
-
-
-class PadTo(v2.Transform):
-    """Pads to at least size x size, to the right and bottom only: images with 0, masks with IGNORE."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = F.get_size(flat_inputs[0])
-        return {"padding": [0, 0, max(0, self.size - width), max(0, self.size - height)]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not any(params["padding"]):
-            return inpt
-        return F.pad(inpt, params["padding"], fill=IGNORE if isinstance(inpt, tv_tensors.Mask) else 0)
-
-
-class SeparableBlur(v2.GaussianBlur):
-    """v2's blur, rows then columns instead of one two-dimensional kernel: at 321 pixels 2.7 times as fast."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        (width, height), sigma = self.kernel_size, params["sigma"]
-        rows = F.gaussian_blur(inpt.float(), [width, 1], sigma)
-        return F.gaussian_blur(rows, [1, height], sigma).round().to(inpt.dtype)
+@lru_cache(maxsize=256)
+def _sources(length: int, resized: int) -> Tensor:
+    """From which of `length` pixels each of the `resized` ones is copied: torch's own "nearest-exact"."""
+    line = torch.arange(length, dtype=torch.float32)[None, None]
+    return torch.nn.functional.interpolate(line, size=resized, mode="nearest-exact")[0, 0].long()
