@@ -100,14 +100,23 @@ def open_split(data: SegmentationData, split: str, seed: int, labeled_list: str 
     return seeded_split(data.train, split, seed)
 
 
-def train_or_reuse(recipe: Recipe, data: SegmentationData, split: Split, *, suffix: str = "", workers: int = 0) -> Run:
+def train_or_reuse(
+    recipe: Recipe,
+    data: SegmentationData,
+    split: Split,
+    *,
+    suffix: str = "",
+    workers: int = 0,
+    cache: float = 0.0,
+) -> Run:
     """Train, into runs/local; under SEMISEG_REUSE=1 (set by the tests of the committed notebooks) read runs/ instead.
 
+    workers, cache: see `train`.
     Raises FileNotFoundError or ValueError when the record to reuse is absent or of another recipe.
     """
     name, runs = recipe.name + (f"-{suffix}" if suffix else ""), repo_root() / "runs"
     if os.environ.get("SEMISEG_REUSE") != "1":
-        return train(recipe, data, split, runs / LOCAL / name, workers=workers)
+        return train(recipe, data, split, runs / LOCAL / name, workers=workers, cache=cache)
     run = Run.read(runs / name)
     found = differences(recipe.as_dict(), run.record["recipe"])
     if found:

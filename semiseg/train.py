@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from .checkpoint import checkpoints
+from .data.cached import Cached
 from .data.checks import check
 from .data.dataset import SegmentationData
 from .data.splits import Split, missing_classes, write_lists
@@ -33,6 +34,7 @@ def train(
     *,
     devices: int = 1,
     workers: int = 0,
+    cache: float = 0.0,
     progress: bool = True,
     stop_after: int | None = None,
 ) -> Run:
@@ -48,6 +50,7 @@ def train(
         folder: of the run.
         devices: processes; more than one needs as many GPUs (or trains on CPU processes where there is no GPU).
         workers: data loading processes; the batches do not depend on it.
+        cache: GiB of memory in which each process keeps decoded images; it changes nothing but the time.
         progress: show a bar.
         stop_after: pause after that many epochs, counted over all stages, as an interruption would.
 
@@ -60,6 +63,7 @@ def train(
         InterruptedError: paused by `stop_after`.
     """
     folder = Path(folder)
+    data = Cached(data, cache) if cache else data
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
     part = folder.with_name(folder.name + ".partial")

@@ -23,8 +23,9 @@ from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from semiseg.data.cached import Cached
 from semiseg.data.digits import Digits
-from semiseg.data.loader import Cached, training_batches
+from semiseg.data.loader import training_batches
 from semiseg.data.splits import Split, seeded_split
 from semiseg.data.transforms import MEAN, STD
 from semiseg.data.voc import VOC

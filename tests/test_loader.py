@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from semiseg.data.loader import Cached, TrainingStream, evaluation_batches, training_batches
+from semiseg.data.cached import Cached
+from semiseg.data.loader import TrainingStream, evaluation_batches, training_batches
 from semiseg.data.splits import Split, first, seeded_split
 from semiseg.data.voc import VOC
 from semiseg.types import IGNORE, Batch
@@ -275,3 +276,20 @@ def test_cached_reads_once_and_changes_nothing() -> None:
     assert all(map(equal, plain, training_batches(stored, split, crop=16, batch=6, steps=6, seed=0)))
     assert all(torch.equal(stored.image(key), data.image(key)) for key in data.train)
     assert Cached(Toy(unmasked=2)).mask("4") is None
+
+
+def test_cache_stops_at_its_limit_and_knows_sizes() -> None:
+    data = Toy(side=32)  # 3072 bytes an image
+    cached = Cached(data, gib=2 * 3072 / 2**30)
+    for _ in range(2):
+        for key in ("1", "2", "3"):
+            assert torch.equal(cached.image(key), data.image(key))
+    assert [data.reads[key] for key in ("1", "2", "3")] == [3, 3, 4]  # two reads each are the comparison's
+    assert cached.size("3") == (32, 32) and data.reads["3"] == 5
+    with pytest.raises(ValueError, match="more than 0 GiB of memory, got 0"):
+        Cached(data, gib=0)
+
+
+def test_cache_asks_for_sizes_without_decoding(tree: Path) -> None:
+    (tree / "JPEGImages" / "u.jpg").write_bytes((tree / "JPEGImages" / "u.jpg").read_bytes()[:-100])
+    assert Cached(VOC(tree)).size("u") == (12, 16)  # the header is whole

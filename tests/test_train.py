@@ -72,6 +72,21 @@ def test_exported_weights_are_the_teacher_and_the_flow(finished: Run) -> None:
     assert not any(n.startswith("student") for n in names)
 
 
+def test_a_cache_changes_nothing_but_what_is_read(tmp_path: Path) -> None:
+    class Counted(Blobs):
+        reads = 0
+
+        def image(self, key: str) -> torch.Tensor:
+            Counted.reads += 1
+            return super().image(key)
+
+    r = smoke("mean_teacher")
+    plain = go(tmp_path / "plain", r)
+    cached = train(r, Counted(), SPLIT, tmp_path / "cached", progress=False, cache=1.0)
+    assert Counted.reads == len(DATA.train) + len(DATA.val)
+    pd.testing.assert_frame_equal(plain.metrics.drop(columns="seconds"), cached.metrics.drop(columns="seconds"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path, finished: Run) -> None:
     r = smoke(method)

@@ -1,4 +1,4 @@
-"""The weak and strong views as compositions of torchvision's transforms: slow, and what the fast ones must agree with."""
+"""The two views as compositions of torchvision's transforms: slow, and what the fast ones must agree with."""
 
 from __future__ import annotations
 

@@ -6,20 +6,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from semiseg.data.dataset import SegmentationData
+from semiseg.data.dataset import KnowsSize, SegmentationData
 from semiseg.types import IGNORE
-
-
-@runtime_checkable
-class KnowsSize(Protocol):
-    """A data set that tells an image's height and width without decoding it."""
-
-    def size(self, key: str) -> tuple[int, int]: ...
 
 
 def check(data: SegmentationData, labeled: Sequence[str], *, deep: bool = False) -> None:

@@ -34,3 +34,10 @@ class LabeledFromDisk(Protocol):
     def given(self, key: str) -> tuple[Tensor, Tensor]:
         """Label (H, W) uint8, and entropy (H, W) uint8 with 255 for ln K, K being the number of classes."""
         ...
+
+
+@runtime_checkable
+class KnowsSize(Protocol):
+    """A data set that tells an image's height and width without decoding it."""
+
+    def size(self, key: str) -> tuple[int, int]: ...

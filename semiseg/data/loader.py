@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -42,7 +41,7 @@ class TrainingStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (0.5, 2.0),
         views: int = 1,
-        strong: nn.Module | None = None,
+        strong: Callable[[Tensor], Tensor] | None = None,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         rank: int = 0,
@@ -134,7 +133,7 @@ def training_batches(
     start: int = 0,
     scale: tuple[float, float] = (0.5, 2.0),
     views: int = 1,
-    strong: nn.Module | None = None,
+    strong: Callable[[Tensor], Tensor] | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     workers: int = 0,
@@ -180,29 +179,6 @@ def evaluation_batches(
     images = DataLoader(_WholeImages(data, ids), batch_size=None, num_workers=workers, generator=torch.Generator())
     for keys, rows, masks in _runs_of_equal_size(images, batch):
         yield keys, normalize(torch.stack(rows)), torch.stack(masks).long()
-
-
-class Cached:
-    """Any data set with each image and mask decoded once and kept in memory (one copy per worker process)."""
-
-    def __init__(self, data: SegmentationData) -> None:
-        self.data = data
-        self.name, self.classes, self.palette = data.name, data.classes, data.palette
-        self.train, self.val, self.mirror, self.sha256 = data.train, data.val, data.mirror, data.sha256
-        self._images: dict[str, Tensor] = {}
-        self._masks: dict[str, Tensor | None] = {}
-
-    def image(self, key: str) -> Tensor:
-        """(3, H, W) uint8, shared: do not write to it."""
-        if key not in self._images:
-            self._images[key] = self.data.image(key)
-        return self._images[key]
-
-    def mask(self, key: str) -> Tensor | None:
-        """(H, W) uint8, shared: do not write to it."""
-        if key not in self._masks:
-            self._masks[key] = self.data.mask(key)
-        return self._masks[key]
 
 
 class _WholeImages(Dataset[tuple[str, Tensor, Tensor]]):
