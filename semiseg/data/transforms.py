@@ -99,9 +99,9 @@ class WeakView:
             raise ValueError(f"scale must be two positive factors in ascending order, not {tuple(scale)}")
         self.crop, self.scale, self.mirror = crop, scale, mirror
 
-    def __call__(self, image: Tensor, mask: Tensor | None) -> WeakCrop:
-        """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both."""
-        return self.crop_at(self.place(*image.shape[-2:]), image, mask)
+    def __call__(self, image: Tensor, mask: Tensor | None, given: tuple[Tensor, Tensor] | None = None) -> WeakCrop:
+        """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both; `given` as of `crop_at`."""
+        return self.crop_at(self.place(*image.shape[-2:]), image, mask, given)
 
     @staticmethod
     def crop_at(

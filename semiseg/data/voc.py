@@ -72,6 +72,7 @@ class VOC:
         self.train = self._read(train_list, images, "image", self._images)
         self.val = self._read(val_list, images, "image", self._images)
         self._read(val_list, mask_files, "mask", self._masks)
+        self._image_keys, self._mask_keys = frozenset(images), frozenset(mask_files)
         used = dict.fromkeys(self.train + self.val)
         files = [[f"JPEGImages/{key}.jpg", images[key]] for key in used]
         files += [[f"{masks}/{key}.png", mask_files[key]] for key in used if key in mask_files]
@@ -103,6 +104,15 @@ class VOC:
         """Height and width of the image from its header, without decoding it."""
         with _opened(self._images / f"{key}.jpg", "image") as file:
             return file.height, file.width
+
+    def files(self, key: str) -> tuple[Path, Path | None]:
+        """Image and mask file."""
+        mask = self._masks / f"{key}.png"
+        return self._images / f"{key}.jpg", mask if mask.is_file() else None
+
+    def stray_masks(self) -> tuple[Path, ...]:
+        """Mask files without image."""
+        return tuple(self._masks / f"{key}.png" for key in sorted(self._mask_keys - self._image_keys))
 
     def _read(self, name: str, there: dict[str, int], kind: str, folder: Path) -> tuple[str, ...]:
         lists = self.root / "ImageSets" / "Segmentation"
