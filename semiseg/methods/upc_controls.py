@@ -138,8 +138,9 @@ def least_certain(own: View, number: Tensor) -> Tensor:
 def _boxes(own: View, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
     """A box in each image, (B, H, W) bool."""
     masks = torch.zeros(own.target.weight.shape, dtype=torch.bool, device=own.image.device)
+    height, width = masks.shape[1:]
     for mask in masks:
-        mask[random_box(*mask.shape, area, ratio)] = True
+        mask[random_box(height, width, area, ratio)] = True
     return masks
 
 

@@ -1,0 +1,55 @@
+"""Every scheme with every plug-in, by argument alone: a step is finite, learns from unlabeled pixels, and is logged."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import toys
+
+from semiseg.build import build
+from semiseg.options import UPC, WPL
+from semiseg.recipes import METHODS, recipe
+from semiseg.types import Batch
+
+UNLABELED = [method for method in METHODS if method != "supervised"]
+
+
+def batch(method: str) -> Batch:
+    """Also what WPL, ST++ and UniMatch ask for."""
+    one = toys.batch()
+    g = torch.Generator().manual_seed(1)
+    extra = one._replace(
+        u_given=torch.randint(0, toys.K, one.u_hidden.shape, generator=g),
+        u_entropy=torch.rand(one.u_hidden.shape, generator=g),
+        u_boxes=torch.ones(toys.B, toys.K, toys.S, toys.S, dtype=torch.bool),
+    )
+    return extra._replace(u_strong=torch.cat((one.u_strong, one.u_strong.flip(1)))) if method == "unimatch" else extra
+
+
+@pytest.mark.parametrize("wpl", [None, WPL(sure=0.0)], ids=["", "wpl"])
+@pytest.mark.parametrize("upc", [None, UPC(), UPC(rows="all")], ids=["", "upc", "upc-rows"])
+@pytest.mark.parametrize("method", UNLABELED)
+def test_one_step(method: str, upc: UPC | None, wpl: WPL | None) -> None:
+    torch.manual_seed(0)
+    host = build(replace(recipe(method, "digits", "1_8", "smoke"), upc=upc, wpl=wpl), toys.K).train()
+    step = host.losses(batch(method), 0.9)
+    assert all(torch.isfinite(loss) for loss in step.losses.values())
+    of_unlabeled = [loss for name, loss in step.losses.items() if not name.startswith(("labeled", "auxiliary"))]
+    assert of_unlabeled and min(of_unlabeled) > 0
+    sum(step.losses.values()).backward()
+    assert all(p.grad is None for p in host.teacher.parameters())
+    host.after_step()
+
+    shares = {name: float(total / count) for name, (total, count) in step.statistics.items()}
+    assert ("weight" in shares) == (wpl is not None) and ("replaced" in shares) == (upc is not None)
+    if wpl is not None:
+        assert 0 < shares["weight"] <= 1
+    if upc is not None:
+        low, high = (2 / 16, 5 / 16) if upc.rows == "sample" else (10 / 48, 10 / 48)
+        assert low - 1e-6 <= shares["replaced"] <= high + 1e-6
+        assert shares["noise_after"] < shares["noise_before"]
+
+
+def test_labels_alone_have_nothing_to_replace() -> None:
+    with pytest.raises(ValueError, match="UPC changes unlabeled images, and method 'supervised' has none"):
+        replace(recipe("supervised"), upc=UPC())
