@@ -84,7 +84,7 @@ class Run:
 
     def line(self) -> str:
         r, recipe = self.record, self.record["recipe"]
-        what = "{method} on {data} ({scale}), split {split}, seed {seed}".format(**recipe)
+        what = "{label} on {data} ({scale}), split {split}, seed {seed}".format(label=self.label, **recipe)
         score = f"mIoU {100 * self.miou:.2f} (teacher, last epoch)"
         return f"{what}: {score}, {r['duration_s'] / 60:.1f} min, {self.folder}"
 
