@@ -219,7 +219,9 @@ groups
 # %% [markdown]
 # ## What the weight sees
 #
-# As Fig. 1 of the paper: where the network is confident and wrong (red), the weight should be low.
+# As Fig. 1 of the paper: where the network is confident and wrong (red), the weight should be low. Note the background, which
+# fills most of a scene: its pixels differ among themselves, share few of their strongest channels with their mean, and get
+# small weights though they are right.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-wpl-weights", "caption": "Unlabeled images: truth, pseudo-label, confident pixels right (blue) or wrong (red), and the weight of every pixel."}}
 fig = figures.weights(network, weigher, images, few[:5], options.sure)
@@ -268,13 +270,16 @@ gains = tables.gain_summary(committed, [(f"{name}+wpl", name) for name in hosts]
 gains
 
 # %% tags=["hide-input"]
-for row in gains.itertuples():
-    verdict = "above" if row.mean > 0 else "below"
-    clear = "more" if abs(row.mean) > row._4 else "less"
+for row in gains.to_dict("records"):
+    verdict = "above" if row["mean"] > 0 else "below"
+    spread = "one seed decides nothing"
+    if row["seeds"] > 1:
+        clear = "more" if abs(row["mean"]) > row["s.d."] else "less"
+        spread = f"{clear} than the standard deviation of the paired difference ({row['s.d.']:.1f})"
     display(
         Markdown(
-            f"At split {row.split}, over {row.seeds} seeds, {row.difference.split(' minus ')[0]} ends {abs(row.mean):.1f} "
-            f"points **{verdict}** its host, {clear} than the standard deviation of the paired difference ({row._4:.1f})."
+            f"At split {row['split']}, {row['difference'].split(' minus ')[0]} ends {abs(row['mean']):.1f} points "
+            f"**{verdict}** its host (seeds: {row['seeds']}); {spread}."
         )
     )
 

@@ -248,10 +248,8 @@ def ablations(runs: Sequence[Run]) -> pd.DataFrame:
         if given is None:
             continue
         changed = [f"{k} = {v}" for k, v in given.items() if v != getattr(usual, k)]
-        recipe = run.record["recipe"]
-        rows.append(
-            [title(run.label), recipe["split"], ", ".join(changed) or "default", recipe["seed"], 100 * run.miou]
-        )
+        split = run.record["recipe"]["split"]
+        rows.append([title(run.label), split, ", ".join(changed) or "default", 100 * run.miou])
     frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU"])
     grouped = frame.groupby(["method", "split", "changed"], sort=False).mIoU.agg(["mean", "std", "count"])
     return grouped.rename(columns={"std": "s.d.", "count": "seeds"}).round(2).reset_index()
