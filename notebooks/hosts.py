@@ -240,8 +240,9 @@ print(f"{len(scores)} images, {sum(s > 0.5 for s in scores)} of them above a sco
 # ## U2PL: unreliable pixels as negatives
 #
 # A pixel that hesitates between two classes is useless as a label, but it says clearly what it is *not*. {cite:t}`wang2022u2pl` let
-# pixels whose entropy is below a rising percentile $\gamma_t$ teach by cross-entropy, and use the others as negatives of a
-# contrast between pixel embeddings $z$,
+# the teacher look twice: at the weak view for pseudo-labels, then at the mixed images, where the share $\alpha_t$ of highest entropy
+# is *unreliable*. It falls from 20 % to none. Reliable pixels teach by cross-entropy; unreliable ones are negatives of a contrast between
+# pixel embeddings $z$,
 #
 # $$
 # \mathcal{L}_{c} = -\frac{1}{|\mathcal{C}|\, A} \sum_{c \in \mathcal{C}} \sum_{a=1}^{A} \log
@@ -252,10 +253,22 @@ print(f"{len(scores)} images, {sum(s > 0.5 for s in scores)} of them above a sco
 # where $z^+_c$ is the mean embedding of class $c$, and the negatives come from a queue per class: embeddings of unreliable
 # pixels for which $c$ is not among the likeliest few.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-host-u2pl", "caption": "U2PL: the teacher's entropy; pseudo-labels without the most uncertain tenth of the batch; and for those pixels the three classes that stay possible, as a mixture of their colors. They are negatives for all other classes."}}
-fig, limit = ideas.unreliable_pixels(scene("mean_teacher").weak, digits, range(8), share=0.1, low=3)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-host-u2pl", "caption": "U2PL: mixed images half way through training; the entropy of the teacher's second look; pseudo-labels without the unreliable pixels; and for these the classes that stay possible, as a mixture of their colors. They are negatives for all other classes."}}
+u2pl = recipe("u2pl", "digits", "1_8")
+host, half_way = figures.staged(build(u2pl, len(digits.classes)), student, teacher), 0.5
+mixed = figures.watched(host, batch, half_way)[0].mixed
+_, unreliable = host.auxiliary.divide(mixed, half_way, mixed.image.shape[-2:])
+fig = ideas.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl.u2pl.low_rank)
 
 # %% [markdown]
+# ````{admonition} The step, as it runs
+# :class: dropdown
+# ```{literalinclude} ../semiseg/hosts/u2pl.py
+# :pyobject: U2PL.losses
+# :language: python
+# ```
+# ````
+#
 # (sec-host-mask2former)=
 # ## Mask2Former: sets of masks
 #
@@ -291,6 +304,7 @@ schemes = [
     "cutmix_seg",
     "cps",
     "stpp",
+    "u2pl",
 ]
 figures.comparison(records, schemes)
 

@@ -16,6 +16,7 @@ from semiseg.data.splits import seeded_split
 from semiseg.fit import make_optimizer
 from semiseg.host_options import CPS
 from semiseg.hosts.cps import CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
+from semiseg.methods.upc import PatchCutMix
 from semiseg.options import UPC, WPL
 from semiseg.recipes import official, recipe
 from semiseg.seams import NoMix, UniformWeight, entropy
@@ -255,6 +256,20 @@ def test_mixers_may_return_more_rows() -> None:
     for shared in (True, False):
         found = losses(host(mix=Thrice(), shared_mask=shared, color=True))
         assert found["unlabeled"] > 0 and found["unlabeled_other"] > 0
+
+
+@pytest.mark.parametrize(("rows", "times"), [("all", 3), ("sample", 1)])
+def test_upc_replaces_where_the_maker_of_the_label_is_uncertain(rows: str, times: int) -> None:
+    h, b = host(mix=PatchCutMix(rows=rows), weigh=Spy(), shared_mask=False), batch()
+    makers = {h.weigh: copy.deepcopy(h.other).eval(), h.weigh_other: copy.deepcopy(h.student).eval()}
+    h.losses(b, 0.0)
+    for spy, maker in makers.items():
+        assert len(spy.mixed.image) == times * B
+        own = spy.mixed.hidden != IGNORE  # pixels of labeled images bring no hidden mask
+        doubt = entropy(maker(b.u_weak).logits).repeat(times, 1, 1)
+        for row in range(times * B):
+            assert doubt[row][~own[row]].mean() > doubt[row][own[row]].mean(), "the uncertain patches go"
+            assert torch.equal(spy.mixed.image[row][:, own[row]], b.u_weak[row % B][:, own[row]])
 
 
 # --- recipe, training, export -------------------------------------------------------------

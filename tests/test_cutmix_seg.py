@@ -1,6 +1,7 @@
 """CutMix-Seg: clean images to the teacher, mosaics to the student, and a factor of confidence."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toys import B, K, S, batch, student
 from semiseg.build import build
 from semiseg.host_options import CutMixSeg
 from semiseg.hosts.cutmix_seg import CutMixSegmentation
+from semiseg.options import UPC
 from semiseg.recipes import recipe
 from semiseg.seams import CutMix, NoMix, UniformWeight
 from semiseg.types import IGNORE, Paste, View
@@ -121,6 +123,15 @@ def test_pasted_labels_are_one_hot_and_sure() -> None:
     assert torch.equal(target.label[:, :, :, : S // 2], one_hot)
     assert torch.equal(target.weight[:, :, : S // 2], known.float())
     assert hits / of == 0.5
+
+
+def test_upc_on_this_host() -> None:
+    h = build(replace(recipe("cutmix_seg", "digits", "1_8", "smoke"), upc=UPC(rows="all")), K)
+    h.weigh = spy = Spy()
+    step = h.losses(batch(), 0.5)
+    pasted, target = spy.mixed.hidden == IGNORE, spy.mixed.target
+    assert len(pasted) == 3 * B and pasted.flatten(1).any(1).all() and step.losses["unlabeled"] > 0
+    assert ((target.label.amax(1) == 1) | (target.weight == 0))[pasted].all(), "one-hot labels, or none"
 
 
 def test_mixers_may_return_more_rows() -> None:

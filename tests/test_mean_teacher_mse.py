@@ -14,7 +14,7 @@ from semiseg.build import build
 from semiseg.host_options import MeanTeacherMSE
 from semiseg.hosts.mean_teacher_mse import SoftMeanTeacher, ramp_up
 from semiseg.losses import squared_error
-from semiseg.options import WPL
+from semiseg.options import UPC, WPL
 from semiseg.recipes import official, recipe
 from semiseg.seams import UniformWeight
 from semiseg.types import IGNORE, Target, View
@@ -115,11 +115,12 @@ def test_the_teacher_is_the_average_of_all_students(own: bool) -> None:
         torch.testing.assert_close(teacher[k], seen[0][k] if own and k == name else mean)
 
 
-def test_pasted_pixels_are_pulled_to_the_one_hot_label() -> None:
-    class Spy(UniformWeight):
-        def observe(self, labeled: View, mixed: View) -> None:
-            self.mixed = mixed
+class Spy(UniformWeight):
+    def observe(self, labeled: View, mixed: View) -> None:
+        self.mixed = mixed
 
+
+def test_pasted_pixels_are_pulled_to_the_one_hot_label() -> None:
     spy, b = Spy(), batch()
     step = host(mix=LeftHalf(), weigh=spy).losses(b, 1.0)
     target, half, known = spy.mixed.target, S // 2, b.y[:, :, : S // 2] != IGNORE
@@ -131,6 +132,15 @@ def test_pasted_pixels_are_pulled_to_the_one_hot_label() -> None:
     assert torch.equal(spy.mixed.image[:, :, :, half:], b.u_strong[0, :, :, :, half:])
     difference = (spy.mixed.student.logits.softmax(1) - target.label).square().mean(1)
     torch.testing.assert_close(step.losses["unlabeled"], 100 * difference[target.weight > 0].mean())
+
+
+def test_upc_on_this_host() -> None:
+    h = build(replace(recipe("mean_teacher_mse", "digits", "1_8", "smoke"), upc=UPC(rows="all")), K)
+    h.weigh = spy = Spy()
+    step = h.losses(batch(), 0.5)
+    pasted, target = spy.mixed.hidden == IGNORE, spy.mixed.target
+    assert len(pasted) == 3 * B and pasted.flatten(1).any(1).all() and step.losses["unlabeled"] > 0
+    assert ((target.label.amax(1) == 1) | (target.weight == 0))[pasted].all(), "one-hot labels, or none"
 
 
 def test_mixers_may_return_more_rows() -> None:

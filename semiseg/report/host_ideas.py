@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..data.dataset import SegmentationData
 from ..hosts.stpp import reliability, split_half
-from ..seams import entropy
 from ..types import Target, View
 from .hosts import drawn, picture, rows_of
 from .pictures import colored, predict
@@ -55,32 +54,27 @@ def candidates(logits: Tensor, uncertain: Tensor, low: int) -> Tensor:
 
 
 def unreliable_pixels(
-    view: View, data: SegmentationData, rows: Sequence[int], share: float = 0.2, low: int = 3
-) -> tuple[Figure, float]:
+    view: View, unreliable: Tensor, data: SegmentationData, rows: Sequence[int], low: int = 3
+) -> Figure:
     """U2PL: the most uncertain pixels teach no class, but rule out all classes beyond their likeliest few.
 
     Args:
-        view: unlabeled images with the teacher's output and a target whose denominator is 0 on padding.
-        share: of the valid pixels of the batch that is unreliable.
+        view: mixed images with target, and the teacher's output and entropy of its second look.
+        unreliable: (B, H, W) bool.
         low: classes that stay possible.
-
-    Returns:
-        The figure, and the entropy in nats above which a pixel is unreliable.
     """
-    assert view.teacher is not None
-    logits, valid = view.teacher.logits, view.target.denominator > 0
-    doubt = entropy(logits)
-    limit = torch.quantile(doubt[valid], 1 - share)
-    uncertain = (doubt >= limit) & valid
-    sure = Target(logits.argmax(1), (valid & ~uncertain).float(), valid.float())
-    possible = Target(candidates(logits, uncertain, low), uncertain.float(), valid.float())
+    assert view.teacher is not None and view.entropy is not None
+    known = view.target.weight > 0
+    kept, rest = (known & ~unreliable).float(), (known & unreliable).float()
+    sure = Target(view.target.hard, kept, kept)
+    possible = Target(candidates(view.teacher.logits, unreliable, low), rest, rest)
     planes = {
-        "weak view": [picture(view.image[r]) for r in rows],
-        "entropy": [(doubt * valid)[r].numpy() for r in rows],
+        "mixed view": [picture(view.image[r]) for r in rows],
+        "entropy": [(view.entropy * known)[r].numpy() for r in rows],
         "pseudo-label": [drawn(sure, r, data.palette) for r in rows],
         "still possible": [drawn(possible, r, data.palette) for r in rows],
     }
-    return rows_of(planes, data), limit.item()
+    return rows_of(planes, data)
 
 
 def mask_set(target: Target, row: int) -> dict[int, Tensor]:

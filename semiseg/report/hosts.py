@@ -57,12 +57,18 @@ class Scene:
 
 def staged(host: Any, student: nn.Module, teacher: nn.Module, other: nn.Module | None = None) -> Any:
     """The host in evaluation mode, with the weights of networks of the same architecture: its student's, its teacher's
-    and, where it trains a second network, that one's.
+    and, where it trains a second network, that one's.  A projection head they lack stays random.
+
+    Raises ValueError for weights of another architecture.
     """
-    host.student.load_state_dict(student.state_dict())
-    host.teacher.model.load_state_dict(teacher.state_dict())
+    pairs = [(host.student, student), (host.teacher.model, teacher)]
     if other is not None:
-        host.other.load_state_dict(other.state_dict())
+        pairs.append((host.other, other))
+    for mine, given in pairs:
+        missing, unknown = mine.load_state_dict(given.state_dict(), strict=False)
+        lost = [name for name in missing if not name.startswith("project.")]
+        if lost or unknown:
+            raise ValueError(f"weights of another architecture: missing {lost[:3]}, unknown {unknown[:3]}")
     return host.eval()
 
 
