@@ -58,7 +58,7 @@ pd.DataFrame(
 
 # %% tags=["hide-input"]
 runs = tables.standard(find_runs(repo_root() / "runs" / "digits-tiny"))
-baselines = [r for r in runs if r.record["recipe"]["method"] in ("supervised", "mean_teacher")]
+baselines = [r for r in runs if r.label in ("supervised", "mean_teacher")]
 scores = tables.over_seeds(baselines).drop(columns=["data", "scale"])
 scores.set_index(["split", "method"])
 
@@ -93,8 +93,8 @@ matched = tables.over_seeds(control).drop(columns=["data", "scale"])
 matched.set_index(["split", "method"])
 
 # %% tags=["hide-input"]
-plain_mt = [r for r in baselines if r.record["recipe"]["method"] == "mean_teacher"]
-strong_sup = [r for r in control if r.record["recipe"]["method"] == "supervised"]
+plain_mt = [r for r in baselines if r.label == "mean_teacher"]
+strong_sup = [r for r in control if r.label == "supervised"]
 rows = {
     "mean teacher minus supervised (the papers' comparison)": tables.paired_gain(
         baselines, "mean_teacher", "supervised"

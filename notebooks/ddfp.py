@@ -62,7 +62,7 @@ from semiseg.notebook import (
 from semiseg.recipes import SCALES, Recipe, official, paper, recipe
 from semiseg.report import ddfp as figures
 from semiseg.report import pictures, tables
-from semiseg.report.style import use_style
+from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 
 split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
@@ -152,7 +152,7 @@ run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
-baselines = {r.record["recipe"]["method"]: r for r in comparable if r.record["recipe"]["method"] != "ddfp"}
+baselines = {r.label: r for r in comparable if r.label != "ddfp"}
 baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baselines]
 o = settings.optimization
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
@@ -181,11 +181,7 @@ def host_of(r):
 
 
 host = host_of(run)
-networks = {
-    r.record["recipe"]["method"].replace("_", " "): host_of(r).teacher.model
-    for r in baselines
-    if (r.folder / "model.safetensors").is_file()
-}
+networks = {title(r.label): host_of(r).teacher.model for r in baselines if (r.folder / "model.safetensors").is_file()}
 shown = [images.val[i] for i in np.linspace(0, len(images.val) - 1, min(7, len(images.val))).astype(int)]
 fig = pictures.predictions(images, shown, networks | {"DDFP": host.teacher.model})
 
@@ -245,7 +241,7 @@ committed = [
     r
     for r in tables.standard(find_runs(repo_root() / "runs"))
     if (r.record["recipe"]["data"], r.record["recipe"]["scale"]) == ("digits", "tiny")
-    and r.record["recipe"]["method"] in ("supervised", "mean_teacher", "ddfp")
+    and r.label in ("supervised", "mean_teacher", "ddfp")
 ]
 fig = pictures.seeds(tables.table(committed))
 

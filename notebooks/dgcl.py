@@ -143,7 +143,7 @@ alone = train_or_reuse(without, images, partition, suffix=suffix, workers=worker
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
-baselines = {r.record["recipe"]["method"]: r for r in comparable if r.record["recipe"]["method"] != "dgcl"}
+baselines = {r.label: r for r in comparable if r.label != "dgcl"}
 baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baselines]
 o, d = settings.optimization, settings.dgcl
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
@@ -238,7 +238,7 @@ committed = [
     r
     for r in tables.standard(find_runs(repo_root() / "runs"))
     if (r.record["recipe"]["data"], r.record["recipe"]["scale"]) == ("digits", "tiny")
-    and r.record["recipe"]["method"] in ("supervised", "mean_teacher", "dgcl")
+    and r.label in ("supervised", "mean_teacher", "dgcl")
 ]
 fig = pictures.seeds(tables.table(committed))
 

@@ -19,7 +19,7 @@ from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
 from ..runs import Run
 from ..types import IGNORE
-from .style import METHOD_COLORS, METHOD_TITLES
+from .style import METHOD_COLORS, title
 
 
 def colored(mask: Tensor, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -77,8 +77,8 @@ def predictions(data: SegmentationData, ids: Sequence[str], networks: Mapping[st
             predicted = predict(network, data, key)
             pictures.append(colored(torch.where(mask == IGNORE, IGNORE, predicted), data.palette))
         pictures.append(colored(mask.long(), data.palette))
-        for ax, picture, title in zip(row, pictures, titles, strict=True):
-            _show(ax, picture, title if key == ids[0] else "")
+        for ax, picture, name in zip(row, pictures, titles, strict=True):
+            _show(ax, picture, name if key == ids[0] else "")
     legend(figure, data)
     return figure
 
@@ -103,11 +103,10 @@ def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
     """Validation mIoU of the run and its baselines, its loss terms, and its pseudo-labels, over epochs."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2))
     for each in (run, *baselines):
-        method = each.record["recipe"]["method"]
         scored = each.metrics.dropna(subset="miou_teacher")
         left.plot(
             scored.epoch, 100 * scored.miou_teacher, marker="o", ms=4,
-            color=METHOD_COLORS.get(method), label=METHOD_TITLES.get(method, method),
+            color=METHOD_COLORS.get(each.label, "black"), label=title(each.label),
         )  # fmt: skip
     left.set(title="validation mIoU, teacher", xlabel="epoch", ylabel="%")
     left.legend()
@@ -134,6 +133,6 @@ def seeds(frame: pd.DataFrame) -> Figure:
     sns.pointplot(**shown, dodge=beside, linestyle="none", marker="_", markersize=18, errorbar=None, legend=False)
     sns.stripplot(**shown, dodge=True, jitter=False, size=6, alpha=0.8)
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles, [METHOD_TITLES.get(name, name) for name in labels], frameon=False)
+    ax.legend(handles, [title(name) for name in labels], frameon=False)
     ax.set(xlabel="labeled share", ylabel="mIoU, %")
     return figure
