@@ -29,7 +29,7 @@ $(VENV)/.book: pyproject.toml requirements.lock | $(PY)
 
 $(VENV)/.dev: pyproject.toml requirements.lock | $(PY)
 	@echo "setting up $(VENV): minutes, and gigabytes where PyTorch comes with CUDA"
-	$(INSTALL) --editable '.[book,dev]'
+	$(INSTALL) --editable '.[book,dev,timm,mask2former]'
 	@touch $@ $(VENV)/.book
 
 demo: $(VENV)/.book ## train DDFP on the embedded data from its notebook, on the CPU, in minutes
@@ -57,7 +57,7 @@ lock: ## resolve pyproject.toml anew and write the versions to requirements.lock
 	@mkdir -p $(BUILD)
 	$(PYTHON) -m venv $(BUILD)/lock
 	$(BUILD)/lock/bin/python -m pip install --quiet --upgrade pip
-	$(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(BUILD)/lock.json '.[book,dev]'
+	$(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(BUILD)/lock.json '.[book,dev,timm,mask2former]'
 	$(PYTHON) .ci/lock.py < $(BUILD)/lock.json > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 

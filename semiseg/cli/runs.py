@@ -1,0 +1,7 @@
+"""semiseg runs: what was trained, and what is still wanted."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
