@@ -52,17 +52,28 @@ def _pyramid(name: str, weights: str | None) -> BackboneWithFPN:
     net = tv.get_model(name)
     load_backbone(net, name, weights)
     if name == "mobilenet_v2":
-        return BackboneWithFPN(net.features, {"3": "0", "6": "1", "13": "2", "17": "3"}, [24, 32, 96, 320], 128)
+        return BackboneWithFPN(net.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
     wide = 4 if name in ("resnet50", "resnet101") else 1
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
     return BackboneWithFPN(net, layers, [64 * wide * 2**i for i in range(4)], 256)
 
 
 def make_detector(o: Detector, things: int) -> FasterRCNN:
-    """A network for so many classes; images are resized so that the short side has `o.size` pixels."""
+    """A network for so many classes; images are resized so that the short side has `o.size` pixels.
+
+    torchvision trains on 512 regions of an image and predicts from 1000, for up to 100 boxes; here as many for each of
+    `o.most`: on a CPU they take most of the time.
+    """
     common = {"min_size": o.size, "max_size": 2 * o.size, "box_detections_per_img": o.most}
     if o.backbone != "tiny":
-        return FasterRCNN(_pyramid(o.backbone, o.weights), things + 1, **common)
+        body = _pyramid(o.backbone, o.weights)
+        levels = len(body.fpn.inner_blocks) + 1  # and a pooled one
+        anchors = AnchorGenerator(tuple((32 * 2**i,) for i in range(levels)), ((0.5, 1.0, 2.0),) * levels)
+        return FasterRCNN(
+            body, things + 1, rpn_anchor_generator=anchors, box_batch_size_per_image=5 * o.most,
+            rpn_pre_nms_top_n_train=20 * o.most, rpn_post_nms_top_n_train=20 * o.most,
+            rpn_pre_nms_top_n_test=10 * o.most, rpn_post_nms_top_n_test=10 * o.most, **common,
+        )  # fmt: skip
     body, hidden = _TinyBody(), 128
     sides = (o.size // 4, o.size // 2, 3 * o.size // 4, o.size)
     return FasterRCNN(
