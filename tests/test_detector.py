@@ -12,7 +12,17 @@ from torch import Tensor
 
 from semiseg.data.boxes import Boxes, component_boxes
 from semiseg.data.splits import Split
-from semiseg.models.detector import detect, f1, find_objects, hits, make_detector, thing_classes, train_detector
+from semiseg.models import detector as module
+from semiseg.models.detector import (
+    best_epoch,
+    detect,
+    f1,
+    find_objects,
+    hits,
+    make_detector,
+    thing_classes,
+    train_detector,
+)
 from semiseg.options import Detector
 
 SMALL = Detector("tiny", None, size=64, batch=8, epochs=12, patience=12, lr=3e-3, min_pixels=4, most=5)
@@ -66,16 +76,59 @@ def test_it_learns_from_labeled_images_alone() -> None:
     assert set(torch.cat([found[key].labels for key in others]).tolist()) <= set(THINGS)
 
 
-def test_it_stops_when_held_out_images_gain_nothing() -> None:
-    data = toys.Blobs(train=6)
-    _, rows = train_detector(data, data.train, THINGS, Detector("tiny", None, 64, epochs=9, patience=2, lr=1e-9))
-    assert len(rows) == 3
+@pytest.mark.parametrize(
+    ("scores", "epochs", "best"),
+    [([0.3, 0.5, 0.5, 0.4, 0.9], 4, 2), ([0.0, 0.0, 0.0, 0.2, 0.1, 0.1, 0.9], 6, 4), ([0.0] * 9, 9, 9)],
+)
+def test_it_stops_when_held_out_images_gain_nothing(
+    scores: list[float], epochs: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs without a gain, counted once anything is found; the network is that of the best epoch."""
+    data, left, states = toys.Blobs(train=6), iter(scores), list[Tensor]()
+
+    def score(*_: object) -> float:
+        states.append(net_of[0].roi_heads.box_predictor.cls_score.bias.clone())
+        return next(left)
+
+    net_of: list[torch.nn.Module] = []
+    made = module.make_detector
+    monkeypatch.setattr(module, "make_detector", lambda *a: (net_of.append(made(*a)), net_of[0])[1])
+    monkeypatch.setattr(module, "f1", score)
+    net, rows = train_detector(data, data.train, THINGS, Detector("tiny", None, 64, epochs=9, patience=2, lr=1e-2))
+    assert len(rows) == epochs and best_epoch(rows)["epoch"] == best
+    assert len(torch.stack(states).unique(dim=0)) == epochs
+    assert torch.equal(net.roi_heads.box_predictor.cls_score.bias, states[best - 1])
 
 
-def test_images_without_boxes_are_not_enough() -> None:
+def test_images_without_boxes_are_not_enough_and_neither_is_one_image() -> None:
     data = toys.Blobs()
     with pytest.raises(ValueError, match="a detector needs two labeled images with boxes, blobs gives 0"):
         train_detector(data, data.train, (0,), Detector("tiny", None, 64, min_pixels=10**6))
+    with pytest.raises(ValueError, match="two labeled images with boxes, blobs gives 1; .* reliable='confidence'"):
+        train_detector(data, data.train[:1], THINGS, SMALL)
+
+
+def test_a_labeled_image_without_a_mask_is_named() -> None:
+    class Unlabeled(toys.Blobs):
+        def mask(self, key: str) -> Tensor | None:  # type: ignore[override]
+            return None if key == "train-001" else super().mask(key)
+
+    data = Unlabeled()
+    with pytest.raises(ValueError, match="labeled image train-001 of blobs has no mask"):
+        train_detector(data, data.train, THINGS, SMALL)
+
+
+def test_images_without_a_thing_are_passed_over_and_boxes_of_other_classes_unknown() -> None:
+    class Half(toys.Blobs):
+        def mask(self, key: str) -> Tensor:
+            mask = super().mask(key)
+            return torch.zeros_like(mask) if int(key[-3:]) % 2 else mask
+
+    data = Half(train=24)
+    net, rows = train_detector(data, data.train, (3,), replace(SMALL, epochs=1))
+    assert len(rows) == 1
+    found = detect(net, data, data.train, (3,))
+    assert set(torch.cat([found[key].labels for key in data.train]).tolist()) <= {3}
 
 
 def test_detections_are_made_once_and_not_taken_for_others(tmp_path: Path) -> None:

@@ -48,10 +48,16 @@ class _TinyBody(nn.Module):
 
 
 def _pyramid(name: str, weights: str | None) -> BackboneWithFPN:
-    """A feature pyramid on torchvision's encoder, with classification weights or none."""
+    """A feature pyramid on torchvision's encoder, with classification weights or none.
+
+    Pretrained layers of stride 2 and 4 stay as they are, as in torchvision's detectors.
+    """
     net = tv.get_model(name)
     load_backbone(net, name, weights)
-    if name == "mobilenet_v2":
+    mobile = name == "mobilenet_v2"
+    for part in (net.features[:4],) if mobile else (net.conv1, net.bn1, net.layer1):
+        part.requires_grad_(weights is None)
+    if mobile:
         return BackboneWithFPN(net.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
     wide = 4 if name in ("resnet50", "resnet101") else 1
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
@@ -111,7 +117,10 @@ def train_detector(
     samples = [_sample(data, key, o, things) for key in labeled]
     samples = [s for s in samples if len(s[1].labels)]
     if len(samples) < 2:
-        raise ValueError(f"a detector needs two labeled images with boxes, {data.name} gives {len(samples)}")
+        raise ValueError(
+            f"a detector needs two labeled images with boxes, {data.name} gives {len(samples)}; "
+            "WPL needs none with reliable='confidence' or 'none'"
+        )
     torch.manual_seed(seed)
     order = torch.randperm(len(samples)).tolist()
     cut = max(1, round(o.held_out * len(samples)))
@@ -120,17 +129,23 @@ def train_detector(
     net = make_detector(o, len(things))
     net, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), o.lr, weight_decay=o.weight_decay))
     augment = v2.Compose([v2.RandomHorizontalFlip(0.5)] * data.mirror + [v2.ColorJitter(0.4, 0.4, 0.4, 0.1)])
-    best, best_state, rows = -1.0, {}, list[dict[str, float]]()
+    best_state, rows = {}, list[dict[str, float]]()
     for epoch in range(1, o.epochs + 1):
         loss = _one_epoch(fabric, net, optimizer, learned, things, o, augment)
         score = f1([predict(net, image, things) for image, _ in held], [boxes for _, boxes in held])
         rows.append({"epoch": epoch, "loss": loss, "f1": score})
-        if score > best:
-            best, best_state = score, copy.deepcopy(net.state_dict())
-        if epoch - max(rows, key=lambda r: r["f1"])["epoch"] >= o.patience:
+        if best_epoch(rows) is rows[-1]:
+            best_state = copy.deepcopy(net.state_dict())
+        if epoch - best_epoch(rows)["epoch"] >= o.patience:
             break
     net.load_state_dict(best_state)
     return net.module.eval(), rows
+
+
+def best_epoch(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The row of highest F1, the first of equal ones; as long as nothing is found, the newest row."""
+    best = max(rows, key=lambda row: row["f1"])
+    return best if best["f1"] > 0 else rows[-1]
 
 
 def _one_epoch(
@@ -213,8 +228,7 @@ def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, 
     net, rows = train_detector(data, split.labeled, things, o, seed)
     detections = detect(net, data, split.unlabeled or split.labeled, things)
     detections.save(path)
-    best = max(rows, key=lambda row: row["f1"])
-    result = {"epochs": len(rows), "best": best, "duration_s": round(time.perf_counter() - began, 1)}
+    result = {"epochs": len(rows), "best": best_epoch(rows), "duration_s": round(time.perf_counter() - began, 1)}
     write_text(note, json.dumps({**asked, **result, "sha256": detections.sha256}, indent=1))
     return detections
 
