@@ -104,7 +104,7 @@ def test_images_without_boxes_are_not_enough_and_neither_is_one_image() -> None:
     data = toys.Blobs()
     with pytest.raises(ValueError, match="a detector needs two labeled images with boxes, blobs gives 0"):
         train_detector(data, data.train, (0,), Detector("tiny", None, 64, min_pixels=10**6))
-    with pytest.raises(ValueError, match="two labeled images with boxes, blobs gives 1; .* reliable='confidence'"):
+    with pytest.raises(ValueError, match=r"two labeled images with boxes, blobs gives 1; .* reliable='confidence'"):
         train_detector(data, data.train[:1], THINGS, SMALL)
 
 
@@ -133,7 +133,7 @@ def test_images_without_a_thing_are_passed_over_and_boxes_of_other_classes_unkno
 
 def test_detections_are_made_once_and_not_taken_for_others(tmp_path: Path) -> None:
     data = Watched(12)
-    split = Split("own", "own", data.train[:8], data.train[8:])
+    split = Split("own", data.train[:8], data.train[8:], "file")
     small = replace(SMALL, epochs=1)
     found = find_objects(data, split, small, tmp_path / "boxes.safetensors")
     assert list(found.found) == list(split.unlabeled)
