@@ -217,7 +217,7 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
 
 def with_alpha(base: Recipe, alpha: float) -> Recipe:
     """The recipe with its unlabeled terms times alpha, for the hosts that WPL plugs into (WPL Eq. 7)."""
-    one_of("host with a factor alpha", base.method, ("mean_teacher", "unimatch", "augseg", "ael"))
+    one_of("host with a factor alpha", base.method, ("mean_teacher", "unimatch", "augseg", "ael", "u2pl"))
     if base.method == "unimatch":
         a, b, c = base.unimatch.weights
         return replace(base, unimatch=replace(base.unimatch, weights=(alpha * a, alpha * b, alpha * c)))
@@ -225,6 +225,8 @@ def with_alpha(base: Recipe, alpha: float) -> Recipe:
         return replace(base, augseg=replace(base.augseg, unlabeled_weight=alpha * base.augseg.unlabeled_weight))
     if base.method == "ael":
         return replace(base, ael=replace(base.ael, unlabeled_weight=alpha * base.ael.unlabeled_weight))
+    if base.method == "u2pl":  # its contrast is no pseudo-label term and keeps its weight
+        return replace(base, u2pl=replace(base.u2pl, unlabeled_weight=alpha * base.u2pl.unlabeled_weight))
     return replace(base, consistency=replace(base.consistency, unlabeled_weight=alpha))
 
 

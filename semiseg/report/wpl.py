@@ -1,4 +1,4 @@
-"""Figures and tables of the WPL chapter: what the weight sees, how steady ranks are, what the detector adds."""
+"""Figures and tables of the WPL chapter: what the weight sees, how steady ranks are, runs with changed options."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..banks import as_pixels
-from ..data.boxes import Boxes, Detections, component_boxes, planes
 from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
 from ..methods.wpl import RankWeight, nearest, signatures
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..models.detector import hits
 from ..options import WPL
 from ..runs import Run
-from ..types import IGNORE, Output, Target, View
+from ..types import IGNORE, Target, View
 from .pictures import colored, legend
 from .style import title
 
@@ -154,90 +151,6 @@ def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
              100 * last.pseudo_label_accuracy, 100 * right / (right + wrong)]
         )  # fmt: skip
     return pd.DataFrame(rows, columns=["method", "similarity", "split", "seed", "plain", "weighted"]).round(2)
-
-
-# --- the detector -----------------------------------------------------------------------------
-
-
-def box_accuracy(
-    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], *, score: float,
-    iou: float = 0.8, min_pixels: int = 1,
-) -> pd.DataFrame:  # fmt: skip
-    """Supplement Table 1, first row: detections at a score, and the share that overlap a true box by at least `iou`."""
-    right, shown = np.zeros(len(data.classes)), np.zeros(len(data.classes))
-    for key in ids:
-        mask = data.mask(key)
-        if mask is None:
-            continue
-        sure = detections[key].above(score)
-        good = hits(sure, component_boxes(mask, things, min_pixels), iou)
-        shown += np.bincount(sure.labels, minlength=len(shown))
-        right += np.bincount(sure.labels[good], minlength=len(shown))
-    names = [data.classes[k] for k in things]
-    counts = pd.DataFrame({"boxes": shown[list(things)].astype(int), "right": right[list(things)]}, index=names)
-    counts.loc["all"] = counts.sum()
-    accuracy = 100 * counts.right / counts.boxes.where(counts.boxes > 0)
-    return pd.DataFrame({"boxes": counts.boxes.astype(int), "accuracy, %": accuracy.round(1)})
-
-
-def three_groups(
-    network: DeepLabV3Plus, detections: Detections, data: SegmentationData, ids: Sequence[str], *, score: float,
-    sure: float,
-) -> pd.DataFrame:  # fmt: skip
-    """Supplement Table 1: accuracy of confident pixels, of those inside a box of their class, and of those outside.
-
-    Returns:
-        A row per predicted class and one for all with boxes: pixels and accuracy in percent of each group.
-    """
-    classes = len(data.classes)
-    counts = np.zeros((3, 2, classes))
-    for key in ids:
-        view = look(network, data, key)
-        assert view.teacher is not None and view.hidden is not None
-        for group, (pixels, right) in enumerate(_groups(view.teacher, view.hidden, detections[key].above(score), sure)):
-            counts[group, 0] += np.bincount(pixels, minlength=classes)
-            counts[group, 1] += np.bincount(right, minlength=classes)
-    found = detections.above(score).found.values()
-    boxed = sorted({int(k) for boxes in found for k in boxes.labels})
-    names = ("confident", "confident, in a box", "confident, in no box")
-    columns = {}
-    for name, of_group in zip(names, counts, strict=True):
-        total, good = (np.append(n, n[boxed].sum()) for n in of_group)
-        columns[f"{name}: pixels"] = total.astype(int)
-        columns[f"{name}: accuracy, %"] = np.round(100 * good / np.where(total > 0, total, np.nan), 1)
-    return pd.DataFrame(columns, index=[*data.classes, "classes with boxes"])
-
-
-def _groups(output: Output, hidden: Tensor, boxes: Boxes, sure: float) -> list[tuple[Tensor, Tensor]]:
-    """Predicted classes of all, and of the right, confident pixels with known truth: everywhere, in boxes, outside."""
-    p, label = output.logits[0].softmax(0).max(0)
-    inside = planes(boxes, len(output.logits[0]), (label.shape[0], label.shape[1])).gather(0, label[None])[0]
-    known = (p >= sure) & (hidden[0] != IGNORE)
-    chosen = (known, known & inside, known & ~inside)
-    return [(label[group], label[group & (label == hidden[0])]) for group in chosen]
-
-
-def boxes_picture(
-    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], score: float
-) -> Figure:
-    """What the detector finds on unlabeled images (solid) beside the boxes of the hidden masks (dotted)."""
-    figure, axes = plt.subplots(1, len(ids), figsize=(1.6 * len(ids), 2.1), squeeze=False)
-    for ax, key in zip(axes[0], ids, strict=True):
-        ax.imshow(data.image(key).movedim(0, -1).numpy())
-        mask = data.mask(key)
-        sets = [(detections[key].above(score), "-")]
-        if mask is not None:
-            sets.append((component_boxes(mask, things), ":"))
-        for boxes, style in sets:
-            for (x0, y0, x1, y1), k in zip(boxes.edges.tolist(), boxes.labels.tolist(), strict=True):
-                color = np.array(data.palette[k]) / 255
-                place = (x0 - 0.5, y0 - 0.5)
-                ax.add_patch(Rectangle(place, x1 - x0, y1 - y0, fill=False, color=color, ls=style, lw=2))
-                if style == "-":
-                    ax.text(x0, y0, data.classes[k], fontsize="x-small", color="white", backgroundcolor=color)
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-    return figure
 
 
 def ablations(runs: Sequence[Run]) -> pd.DataFrame:
