@@ -1,5 +1,6 @@
 """Numbers of the WPL chapter by hand: steadiness, weighted accuracy, ablations."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +12,8 @@ import toys
 from oracle import Oracle
 
 from semiseg.methods.wpl import RankWeight
-from semiseg.recipes import recipe
+from semiseg.options import WPL
+from semiseg.recipes import recipe, with_alpha
 from semiseg.report import wpl as report
 from semiseg.runs import Run
 
@@ -52,6 +54,23 @@ def test_weighted_accuracy_by_hand(tmp_path: Path) -> None:
     figure = report.weight_curves(one)
     assert [b.get_height() for b in figure.axes[0].containers[0]] == pytest.approx([50, 75])
     plt.close(figure)
+
+
+def made(tmp_path: Path, name: str, miou: float, alpha: float = 1.0, **options: object) -> Run:
+    base = replace(recipe("unimatch", "digits", "1_8", "smoke"), wpl=WPL(**options))  # type: ignore[arg-type]
+    return Run(tmp_path / name, {"recipe": with_alpha(base, alpha).as_dict(), "last": {"teacher": {"miou": miou}}})
+
+
+def test_ablations_name_every_change_and_mix_no_two(tmp_path: Path) -> None:
+    alone = Run(tmp_path, {"recipe": recipe("unimatch", "digits", "1_8", "smoke").as_dict()})
+    table = report.ablations(
+        [
+            made(tmp_path, "a", 0.5), made(tmp_path, "b", 0.7), made(tmp_path, "c", 0.4, k=3),
+            made(tmp_path, "d", 0.3, reliable="none"), made(tmp_path, "e", 0.2, alpha=0.4), alone,
+        ]
+    )  # fmt: skip
+    assert table.changed.tolist() == ["default", "k = 3", "reliable = none", "weights = [0.1, 0.1, 0.2]"]
+    assert table["mean"].tolist() == [60.0, 40.0, 30.0, 20.0] and table.seeds.tolist() == [2, 1, 1, 1]
 
 
 def test_pictures_show_weights() -> None:

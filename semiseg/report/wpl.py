@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
 from ..methods.wpl import RankWeight, nearest, signatures
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..options import WPL
+from ..recipes import usual
 from ..runs import Run
 from ..types import IGNORE, Target, View
 from .pictures import colored, legend
@@ -56,7 +57,7 @@ def weights(
         row[1].imshow(colored(view.hidden[0], data.palette))
         row[2].imshow(colored(view.target.hard[0], data.palette))
         row[3].imshow(error, cmap="coolwarm", vmin=-0.2, vmax=1.2)
-        drawn = row[4].imshow(weigher(view)[0].numpy(), cmap="viridis", vmin=0, vmax=1)
+        drawn = row[4].imshow(weigher(view)[0].numpy(), cmap="viridis", vmin=0, vmax=1 + weigher.offset)
         for ax, name in zip(row, columns, strict=True):
             ax.set_title(name if key == ids[0] else "", fontsize="small")
             ax.set(xticks=[], yticks=[])
@@ -154,15 +155,20 @@ def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def ablations(runs: Sequence[Run]) -> pd.DataFrame:
-    """Runs of one host that differ in WPL's options: what is changed, mIoU in percent, teacher, last epoch."""
-    usual, rows = WPL(), []
+    """Runs with WPL: what differs from the recipe of their host with WPL, mIoU in percent, teacher, last epoch."""
+    rows = []
     for run in runs:
-        given = run.record["recipe"].get("wpl")
-        if given is None:
+        recipe = run.record["recipe"]
+        if "wpl" not in recipe:
             continue
-        changed = [f"{k} = {v}" for k, v in given.items() if v != getattr(usual, k)]
-        split = run.record["recipe"]["split"]
-        rows.append([title(run.label), split, ", ".join(changed) or "default", 100 * run.miou])
+        rows.append([title(run.label), recipe["split"], ", ".join(_changes(recipe)) or "default", 100 * run.miou])
     frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU"])
     grouped = frame.groupby(["method", "split", "changed"], sort=False).mIoU.agg(["mean", "std", "count"])
     return grouped.rename(columns={"std": "s.d.", "count": "seeds"}).round(2).reset_index()
+
+
+def _changes(recipe: Mapping[str, Any]) -> list[str]:
+    """What was replaced, as "k = 7"; a detector that nobody asks is no change of its own."""
+    plain = usual(recipe).as_dict()
+    pairs = ((part, key) for part, values in recipe.items() if isinstance(values, Mapping) for key in values)
+    return [f"{key} = {recipe[part][key]}" for part, key in pairs if recipe[part][key] != plain[part].get(key)]
