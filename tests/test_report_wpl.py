@@ -10,12 +10,14 @@ import pytest
 import torch
 import toys
 from oracle import Oracle
+from torch import Tensor
 
 from semiseg.methods.wpl import RankWeight
 from semiseg.options import WPL
 from semiseg.recipes import recipe, with_alpha
 from semiseg.report import wpl as report
 from semiseg.runs import Run
+from semiseg.types import View
 
 matplotlib.use("Agg")
 
@@ -71,6 +73,21 @@ def test_ablations_name_every_change_and_mix_no_two(tmp_path: Path) -> None:
     )  # fmt: skip
     assert table.changed.tolist() == ["default", "k = 3", "reliable = none", "weights = [0.1, 0.1, 0.2]"]
     assert table["mean"].tolist() == [60.0, 40.0, 30.0, 20.0] and table.seeds.tolist() == [2, 1, 1, 1]
+
+
+def test_mean_weights_tell_right_from_wrong(tmp_path: Path) -> None:
+    data = toys.Blobs()
+
+    class ByColumn(RankWeight):
+        def forward(self, view: View) -> Tensor:
+            return torch.full(view.target.hard.shape, 0.75).index_fill(2, torch.arange(8), 0.25)
+
+    table = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 0.9)
+    assert table.loc["all", "right: pixels"] == 4 * 32 * 24 and table.loc["all", "wrong: pixels"] == 4 * 32 * 8
+    assert table.loc["all", "right: mean W"] == 0.75 and table.loc["all", "wrong: mean W"] == 0.25
+    assert table.iloc[:4].filter(like="pixels").sum().tolist() == table.loc["all"].filter(like="pixels").tolist()
+    none = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 1.1)
+    assert none.loc["all", "right: pixels"] == 0 and pd.isna(none.loc["all", "right: mean W"])
 
 
 def test_pictures_show_weights() -> None:

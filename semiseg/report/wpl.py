@@ -67,6 +67,33 @@ def weights(
     return figure
 
 
+def mean_weights(
+    network: DeepLabV3Plus, weigher: RankWeight, data: SegmentationData, ids: Sequence[str], sure: float
+) -> pd.DataFrame:
+    """Fig. 1 in numbers: mean weight of confident pixels, right and wrong ones, by pseudo-label and of all.
+
+    Returns:
+        A row per class and one for all: pixels and mean W of the right and of the wrong ones; pixels whose truth is
+        unknown are left out.
+    """
+    counts, sums = np.zeros((2, len(data.classes)), dtype=int), np.zeros((2, len(data.classes)))
+    for key in ids:
+        view = look(network, data, key)
+        assert view.teacher is not None and view.hidden is not None
+        known = (view.teacher.logits.softmax(1).amax(1) >= sure) & (view.hidden != IGNORE)
+        right, w = view.target.hard == view.hidden, weigher(view).double()
+        for i, chosen in enumerate((known & right, known & ~right)):
+            label = view.target.hard[chosen]
+            counts[i] += np.bincount(label, minlength=counts.shape[1])
+            sums[i] += np.bincount(label, w[chosen], minlength=counts.shape[1])
+    counts, sums = (np.concatenate((v, v.sum(1, keepdims=True)), 1) for v in (counts, sums))
+    columns = {}
+    for name, n, total in zip(("right", "wrong"), counts, sums, strict=True):
+        columns[f"{name}: pixels"] = n
+        columns[f"{name}: mean W"] = np.round(total / np.where(n > 0, n, np.nan), 2)
+    return pd.DataFrame(columns, index=[*data.classes, "all"])
+
+
 def correct_features(
     network: DeepLabV3Plus, data: SegmentationData, ids: Sequence[str], sure: float
 ) -> tuple[Tensor, Tensor]:
