@@ -54,6 +54,7 @@ reliable = "detector"  # or confidence, none: what feeds the prototypes (Table 3
 alpha = 1.0  # factor of the unlabeled terms (supplement Table 2)
 box_score = ""  # of boxes that count (supplement Table 3); empty: by recipe
 memory = 256  # vectors per class in each bank (supplement Table 4)
+things = ""  # classes with boxes, separated by commas; empty: all but background and other usual stuff
 root = ""  # voc: the folder with JPEGImages, ImageSets, masks
 classes = ""  # voc: classes to keep, separated by commas; empty: all
 train_list = "train_aug"  # voc: the list of training images
@@ -108,6 +109,8 @@ plain = recipe(choice("host", host, hosts), data, split, choice("scale", scale, 
 if weights:
     encoder, boxes_encoder = plain.network, plain.detector
     plain = replace(plain, network=replace(encoder, weights=weights), detector=replace(boxes_encoder, weights=weights))
+if things:
+    plain = replace(plain, detector=replace(plain.detector, things=tuple(name.strip() for name in things.split(","))))
 if float(alpha) != 1:
     plain = with_alpha(plain, float(alpha))
 images = open_data(data, root, classes, train_list)
@@ -164,11 +167,17 @@ pd.DataFrame(
 # images at hand; they follow each image through its augmentation. Numbers are of the last epoch; the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-usual = (variant, int(k), similarity, reliable, float(alpha), str(box_score), int(memory))
-parts = zip(
-    ("", "k", "", "", "alpha", "box", "memory"), usual, ("default", 5, "rank", "detector", 1.0, "", 256), strict=True
-)
-suffix = "-".join(f"{name}{value}" for name, value, default in parts if value != default)
+parts = [  # name in the folder of the run, value, what it is without an argument
+    ("", variant, "default"),
+    ("k", int(k), 5),
+    ("", similarity, "rank"),
+    ("", reliable, "detector"),
+    ("alpha", float(alpha), 1.0),
+    ("box", box_score, ""),
+    ("memory", int(memory), 256),
+    ("", things.replace(",", "-").replace(" ", ""), ""),
+]
+suffix = "-".join(f"{name}{value}" for name, value, usual in parts if value != usual)
 run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
 
 # %% tags=["hide-input"]
@@ -206,12 +215,12 @@ def host_of(r):
 
 trained = host_of(run)
 network, weigher = trained.teacher.model, trained.weigh
-things = thing_classes(images)
+boxed = thing_classes(images, settings.detector.things)
 few = partition.unlabeled[: 200 if data == "digits" else 60]
 detections = None
 if options.reliable == "detector":
     detections = Detections.read(run.folder / "detections.safetensors")
-    fig = second_opinion.boxes_picture(detections, images, few[:8], things, options.box_score)
+    fig = second_opinion.boxes_picture(detections, images, few[:8], boxed, options.box_score)
 
 # %% tags=["hide-input"]
 accuracy = None
@@ -219,7 +228,7 @@ if detections is not None:
     learned = run.record["detector"]
     print(f"{learned['epochs']} epochs, best F1 on held-out labeled images {learned['best']['f1']:.2f}")
     counted = second_opinion.count_boxes(
-        detections, images, few, things, score=options.box_score, min_pixels=settings.detector.min_pixels
+        detections, images, few, boxed, score=options.box_score, min_pixels=settings.detector.min_pixels
     )
     accuracy = second_opinion.box_accuracy(counted)
 accuracy
@@ -253,7 +262,11 @@ fig = figures.weights(network, weigher, images, few[:5], options.sure)
 # than wrong ones; over all classes it also says which classes count, and there a large class of many looks counts little.
 
 # %% tags=["hide-input"]
-figures.mean_weights(network, weigher, images, few, options.sure)
+by_class = figures.mean_weights(network, weigher, images, few, options.sure)
+both = by_class.iloc[:-1].dropna()
+heavier = int((both["right: mean W"] > both["wrong: mean W"]).sum())
+print(f"right pixels weigh more than wrong ones in {heavier} of {len(both)} classes that have both")
+by_class
 
 # %% [markdown]
 # Over training, as Fig. 5 (a) of the paper: how many kept pseudo-labels are wrong, and what weight either kind gets. Kept are

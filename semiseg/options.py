@@ -284,6 +284,7 @@ class Detector:
     weight_decay: float = 5e-4
     min_pixels: int = 90  # of a component that gets a box
     most: int = 50  # boxes of an image
+    things: tuple[str, ...] | None = later(None)  # classes with boxes; None: all but what is usually stuff
 
     def __post_init__(self) -> None:
         one_of("backbone", self.backbone, BACKBONES)

@@ -23,7 +23,8 @@ from semiseg.models.detector import (
     thing_classes,
     train_detector,
 )
-from semiseg.options import Detector
+from semiseg.options import WPL, Detector
+from semiseg.recipes import Recipe, recipe
 
 SMALL = Detector("tiny", None, size=64, batch=8, epochs=12, patience=12, lr=3e-3, min_pixels=4, most=5)
 THINGS = (1, 2, 3)
@@ -151,6 +152,21 @@ def test_stuff_gets_no_boxes() -> None:
         classes = ("road", "traffic light", "sky", "car")
 
     assert thing_classes(City()) == (1, 3)
+    assert thing_classes(City(), ("sky", "car")) == (2, 3), "unless they are asked for by name"
+    with pytest.raises(ValueError, match="unknown class of blobs 'cart'; expected one of road, traffic light"):
+        thing_classes(City(), ("cart",))
+
+
+def test_chosen_things_are_part_of_the_recipe_and_of_the_file(tmp_path: Path) -> None:
+    base = replace(recipe("unimatch"), wpl=WPL())
+    chosen = replace(base, detector=replace(base.detector, things=("3", "8")))
+    assert "things" not in base.as_dict()["detector"] and chosen.as_dict()["detector"]["things"] == ["3", "8"]
+    assert Recipe.from_dict(chosen.as_dict()).detector == chosen.detector and chosen.sha256 != base.sha256
+    data = Watched(12)
+    split, small = Split("own", data.train[:8], data.train[8:], "file"), replace(SMALL, epochs=1, min_pixels=1)
+    find_objects(data, split, small, tmp_path / "boxes.safetensors")
+    with pytest.raises(ValueError, match="holds detections of another things; delete it or choose another file"):
+        find_objects(data, split, replace(small, things=("red", "blue")), tmp_path / "boxes.safetensors")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from ..data.boxes import Boxes, Detections, component_boxes
 from ..data.dataset import SegmentationData
 from ..data.splits import Split
-from ..options import Detector
+from ..options import Detector, one_of
 from ..runs import write_text
 from .backbones import load_backbone, tiny
 
@@ -201,9 +201,16 @@ STUFF = {"background", "road", "sidewalk", "building", "wall", "fence", "pole", 
 STUFF |= {"tree", "pavement", "sign_symbol"}  # CamVid
 
 
-def thing_classes(data: SegmentationData) -> tuple[int, ...]:
-    """The classes that get boxes."""
-    return tuple(k for k, name in enumerate(data.classes) if name.lower().replace(" ", "_") not in STUFF)
+def thing_classes(data: SegmentationData, names: Sequence[str] | None = None) -> tuple[int, ...]:
+    """The classes that get boxes: those of these names, or all but STUFF.
+
+    Raises ValueError for a name that the data does not have.
+    """
+    if names is None:
+        return tuple(k for k, name in enumerate(data.classes) if name.lower().replace(" ", "_") not in STUFF)
+    for name in names:
+        one_of(f"class of {data.name}", name, tuple(data.classes))
+    return tuple(sorted({data.classes.index(name) for name in names}))
 
 
 def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, seed: int = 0) -> Detections:
@@ -211,8 +218,9 @@ def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, 
 
     Beside the file lies what was done, as JSON.  Raises ValueError where that differs from what is asked for.
     """
-    things = thing_classes(data)
+    things = thing_classes(data, o.things)
     numbers = {**asdict(o), "weights": o.weights and Path(o.weights).name}
+    del numbers["things"]  # they are named beside
     asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": numbers}
     note = path.with_suffix(".json")
     if path.is_file() and note.is_file():

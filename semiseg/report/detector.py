@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +156,11 @@ def record_detector(
     recipe = Recipe.from_dict(run.record["recipe"])
     assert recipe.wpl is not None
     score, least = recipe.wpl.box_score, recipe.detector.min_pixels
-    detections, things = Detections.read(run.folder / DETECTIONS), thing_classes(data)
+    detections, things = Detections.read(run.folder / DETECTIONS), thing_classes(data, recipe.detector.things)
     ids = [key for key in detections.found if data.mask(key) is not None]
     found = {
         "recipe_sha256": run.record["recipe_sha256"], "data": run.record["data"], "split": run.record["split"],
-        "detector": {**asdict(recipe.detector), "weights": run.record["recipe"]["detector"]["weights"]},
+        "detector": run.record["recipe"]["detector"],
         "training": run.record["detector"], "images": len(ids), "score": score,
         "boxes": {
             str(iou): _rows(count_boxes(detections, data, ids, things, score=score, iou=iou, min_pixels=least))
