@@ -19,7 +19,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-_CHUNK = 2**20
+_CHUNK = 2**16  # bytes; of what arrived, a broken connection costs less than this
 _ATTEMPTS = 5  # in a row that bring nothing new
 _PAUSE = 0.5  # seconds after the first of them, twice that after the second, ...
 _TIMEOUT = (15, 60)  # seconds: to connect, and between two chunks
