@@ -22,6 +22,7 @@ from typing import Any, Literal
 from semiseg.data.download import download
 from semiseg.data.splits import Split, split_from_files
 
+RAW = "https://raw.githubusercontent.com"
 FAMILIES = {
     "classic": "VOC, the official 1464 masks only: UniMatch, U2PL, AugSeg and ST++ share these lists",
     "cps": "VOC with SBD (10582), lists of CPS: UniMatch, AugSeg and CPS",
@@ -49,7 +50,7 @@ class ListFile:
 
     @property
     def url(self) -> str:
-        return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{self.path}"
+        return f"{RAW}/{self.repository}/{self.commit}/{self.path}"
 
     def place(self, folder: Path) -> Path:
         """Where `fetch_lists` puts it."""
@@ -77,21 +78,21 @@ def fetch_lists(family: str, folder: Path, *, progress: bool = True) -> tuple[Pa
     Returns their paths.  Raises ValueError for an unknown family and DownloadError.
     """
     partitions(family)
-    wanted = [file for file in list_files() if file.family == family]
+    wanted = [file for file in list_files() if file.family == family and file.kind != "train"]
     return tuple(
         download((file.url,), file.place(folder), f"sha256:{file.sha256}", progress=progress) for file in wanted
     )
 
 
 def fetch_train_list(voc: Path, *, progress: bool = True) -> Path:
-    """VOC's list of the 10582 images with masks of VOC or SBD, into the folder where `VOC` looks for it.
+    """The list of VOC's 10582 training images, to where `VOC` looks for it; one that is there stays as it is.
 
-    A list that is there already stays as it is.
+    With it, and without SBD, all of them serve as unlabeled images of family `classic`.
     """
     place = voc / "ImageSets" / "Segmentation" / "train_aug.txt"
     if place.exists():
         return place
-    file = next(file for file in list_files() if file.name == "train_aug")
+    file = next(file for file in list_files() if file.kind == "train")
     return download((file.url,), place, f"sha256:{file.sha256}", progress=progress)
 
 
