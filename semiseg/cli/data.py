@@ -66,10 +66,12 @@ def fetch_data(
     Status 2: it cannot be had, or only by hand; the message says how.
     """
     place = root or Path("data") / name
+    if name not in (*SOURCES, "splits"):
+        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(SOURCES)} or splits")
     try:
         if name == "splits":
             _fetch_splits(place, family or list(FAMILIES), voc)
-        elif name in SOURCES and not SOURCES[name].urls:
+        elif not SOURCES[name].urls:
             _by_hand(SOURCES[name], place)
         else:
             new = fetch(name, place, urls=tuple(url or ()), known=known, keep=keep)
@@ -138,13 +140,14 @@ def check_data(
 
     Status 0: no error.  1: errors were found.  2: the data set cannot be opened, or an option is wrong.
     """
+    if unlabeled_list and not labeled_list:
+        raise ValueError("--unlabeled-list needs --labeled-list")
+    name = parse_split(split, family)
     opened = open_data(data, root, classes, train_list)
     if labeled_list:
         chosen = _as_listed(opened, labeled_list, unlabeled_list)
-    elif unlabeled_list:
-        raise ValueError("--unlabeled-list needs --labeled-list")
     else:
-        chosen = open_split(opened, parse_split(split, family), seed, family=family, lists=lists)
+        chosen = open_split(opened, name, seed, family=family, lists=lists)
     if html:
         html.parent.mkdir(parents=True, exist_ok=True)
     report = inspect(opened, chosen, crop=crop, shown=shown if html else 0, progress=sys.stdout.isatty())

@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from semiseg.data.inspect import DataReport
 
 _SIDE = 220  # longest side of a picture, pixels
+_UNFOLDED = 5  # places shown at once
 _IGNORED = (224, 224, 224)
 _SHOWN = {"image": "jpeg", "mask": "png", "overlay": "jpeg"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; }
+th, td { padding: .2rem .8rem; white-space: nowrap; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
 .finding { border-left: .4rem solid; padding: .1rem 1rem; margin: 1rem 0; background: #f7f7f7; }
 .error { border-color: #c4342d; } .warning { border-color: #dd8a1c; } .note { border-color: #4c78a8; }
-.finding b { text-transform: capitalize; } .finding ul { margin: .3rem 0; } code { font-size: .9em; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; } figcaption { font-size: .85rem; color: #555; }
+.finding b { text-transform: capitalize; } .finding ul, .finding p { margin: .3rem 0; } code { font-size: .9em; }
+figure { margin: .5rem 0; } figcaption { font-size: .85rem; color: #555; }
 img { display: inline-block; margin-right: .3rem; vertical-align: top; }
-figure { max-width: 100%; } figure img { max-width: 32%; height: auto; } .wide { overflow-x: auto; }
+figure img { max-width: 31%; height: auto; } .wide { overflow-x: auto; }
 .bar { display: inline-block; height: .7rem; min-width: 1px; }
 td.track { width: 7rem; text-align: left; padding-left: 0; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .5rem; border: 1px solid #999; }
@@ -111,8 +113,10 @@ def _worst(report: DataReport) -> str:
 
 def _finding(finding: Finding) -> str:
     items = "".join(f"<li><code>{escape(place)}</code></li>" for place in finding.where)
-    places = f"<details><summary>where ({len(finding.where)})</summary><ul>{items}</ul></details>" if items else ""
-    said = f"<p><b>{finding.severity}:</b> {escape(finding.what)}</p>{places}<p>{escape(finding.advice)}</p>"
+    places = f"<ul>{items}</ul>" if items else ""
+    if len(finding.where) > _UNFOLDED:
+        places = f"<details><summary>where ({len(finding.where)})</summary>{places}</details>"
+    said = f"<p><b>{finding.severity}:</b> {escape(finding.what)}</p>{places}<p>→ {escape(finding.advice)}</p>"
     return f'<div class="finding {finding.severity}">{said}</div>'
 
 
