@@ -55,7 +55,7 @@ def test_a_folder_of_an_archive_becomes_the_target(tmp_path: Path, suffix: str) 
 
 @pytest.mark.parametrize("suffix", [".tar", ".zip"])
 @pytest.mark.parametrize(
-    "name", ["../evil.txt", "top/set/../../../evil.txt", "/evil.txt", "C:/evil.txt", "..\\evil.txt"]
+    "name", ["../evil.txt", "top/set/../../../evil.txt", "/evil.txt", "C:/evil.txt", "C:evil.txt", "..\\evil.txt"]
 )
 def test_paths_outside_are_refused(tmp_path: Path, suffix: str, name: str) -> None:
     archive = made(tmp_path / f"f{suffix}", GOOD | {name: b"evil"})

@@ -197,3 +197,17 @@ def test_sizes_read_well() -> None:
         "1.5 MB",
         "2.00 GB",
     ]
+
+
+def test_a_server_without_ranges_that_breaks_here_and_there_is_given_up(site: Site, target: Path) -> None:
+    site.ranges = False
+    lengths = [3000, 4000] * 20
+
+    def answer(request, original=site.answer):
+        site.cut = lengths.pop()
+        original(request)
+
+    site.answer = answer
+    with pytest.raises(DownloadError, match="no connection"):
+        get(site, target)
+    assert len(site.asked) < 10

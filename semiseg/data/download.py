@@ -105,15 +105,15 @@ def resume(url: str, part: Path, *, progress: bool = True) -> None:
     Raises DownloadError when the server refuses or the connection stays lost, OSError without space; what has arrived
     is kept in all cases, and also on KeyboardInterrupt.
     """
-    idle = 0
+    idle, most = 0, _size(part)
     while True:
-        before = _size(part)
         try:
             return _attempt(url, part, progress)
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise DownloadError(f"{url!r} is not an address of the web, as in https://host/file") from None
         except requests.RequestException as error:
-            idle = 0 if _size(part) > before else idle + 1
+            idle = 0 if _size(part) > most else idle + 1
+            most = max(most, _size(part))
             if idle >= _ATTEMPTS:
                 raise DownloadError(
                     f"{url}: no connection ({_reason(error)}); {_kept(part)}run the same command again to go on"
@@ -133,7 +133,7 @@ def _attempt(url: str, part: Path, progress: bool) -> None:
         if not answer.ok:
             status = f"{answer.status_code} {answer.reason}"
             raise DownloadError(f"{url}: {status}; {_kept(part)}is the address still right?")
-        start = have if answer.status_code == requests.codes.partial_content and _stated(answer)[0] == have else 0
+        start = have if _stated(answer)[0] == have else 0  # a server without ranges sends all of it
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
         with _space(part):
