@@ -9,29 +9,34 @@ from pathlib import Path
 
 from .data.dataset import SegmentationData
 from .data.digits import Digits
+from .data.families import partitions, published_split
 from .data.splits import SPLITS, Split, seeded_split, split_from_files
 from .data.voc import VOC
 from .recipes import Recipe, differences
 from .runs import LOCAL, Run
 from .train import train
 
-# `papermill -p split 1_8` injects the integer 18, since Python and YAML 1.1 allow underscores in numbers.
-_SPLIT_OF_INTEGER = {int(name): name for name in SPLITS if "_" in name}
 
-
-def parse_split(value: object) -> str:
+def parse_split(value: object, family: str = "") -> str:
     """The name of a partition from any spelling of it: 1_8, "1_8", "1/8" and the integer 18 are the same.
+
+    Args:
+        value: the name.
+        family: of published lists, as "cps" (`data.families.FAMILIES`); empty: the seeded partitions.
 
     Raises ValueError, with the valid names, for anything else.
     """
+    names = partitions(family) if family else SPLITS
+    # `papermill -p split 1_8` injects the integer 18, since Python and YAML 1.1 allow underscores in numbers.
+    integers = {int(name): name for name in names if name != "full"}
     name = value
     if isinstance(value, str):
         name = value.strip().replace("/", "_")
     elif isinstance(value, int):
-        name = _SPLIT_OF_INTEGER.get(value)
-    if isinstance(name, str) and name in SPLITS:
+        name = integers.get(value)
+    if isinstance(name, str) and name in names:
         return name
-    raise ValueError(f"unknown split {value!r}; expected one of {', '.join(SPLITS)}")
+    raise ValueError(f"unknown split {value!r}; expected one of {', '.join(names)}")
 
 
 def choice(parameter: str, value: object, valid: Iterable[str]) -> str:
@@ -93,8 +98,25 @@ def open_data(data: str, root: str = "", classes: str = "", train_list: str = "t
     return VOC(Path(root).expanduser(), classes=names, train_list=train_list)
 
 
-def open_split(data: SegmentationData, split: str, seed: int, labeled_list: str = "") -> Split:
-    """The seeded partition of a name, or the one a list file of labeled images gives."""
+def open_split(
+    data: SegmentationData, split: str, seed: int, labeled_list: str = "", family: str = "", lists: str = "data/splits"
+) -> Split:
+    """The seeded partition of a name, or a published one, or the one a list file of labeled images gives.
+
+    Args:
+        data: its training images are divided.
+        split: name of the partition.
+        seed: of the seeded partition.
+        labeled_list: file of labeled images; all others are unlabeled.
+        family: of published lists, as "cps" (`data.families.FAMILIES`).
+        lists: folder of published lists, filled by `semiseg data fetch splits`; below the repository unless absolute.
+
+    Raises ValueError where both a family and a list file are given, and what their readers raise.
+    """
+    if family and labeled_list:
+        raise ValueError(f"family={family!r} and labeled_list={labeled_list!r} are two splits; give one of them")
+    if family:
+        return published_split(family, split, repo_root() / Path(lists).expanduser(), data.train)
     if labeled_list:
         return split_from_files(labeled_list, None, data.train)
     return seeded_split(data.train, split, seed)
