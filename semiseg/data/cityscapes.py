@@ -63,4 +63,6 @@ def _masks(folder: Path) -> tuple[dict[str, Path], Bytes]:
         masks = {k.rsplit("/", 1)[-1]: p for part in parts for k, p in found(part, ending, (".png",)).items()}
         if masks:
             return masks, table
-    raise FileNotFoundError(f"no *{_LABELS}.png in {folder}; download gtFine_trainvaltest.zip from cityscapes-dataset.com")
+    raise FileNotFoundError(
+        f"no *{_LABELS}.png in {folder}; download gtFine_trainvaltest.zip from cityscapes-dataset.com"
+    )

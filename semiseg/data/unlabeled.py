@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semiseg.data.dataset import KnowsSize, SegmentationData, with_mask
+from semiseg.data.dataset import SegmentationData, with_mask
 from semiseg.data.facts import OnDisk
 from semiseg.data.files import decode, found, opened
 
@@ -21,15 +21,18 @@ class WithUnlabeled:
     (Table 4): all VOC training images are labeled, all COCO images are not.
 
     Args:
-        data: the data set.
+        data: a data set of files.
         folder: of images, nested or not; the ids are FOLDER/PATH, so those of COCO are train2017/000000000009.
 
     Raises FileNotFoundError for a folder without images, ValueError where an id is one of the data set.
     """
 
     def __init__(self, data: SegmentationData, folder: str | Path) -> None:
+        if not isinstance(data, OnDisk):
+            raise ValueError(f"{data.name} is no data set of files; unlabeled images can be added to such a one only")
         folder = Path(folder)
-        self.data = data
+        self.data: SegmentationData = data
+        self._on_disk: OnDisk = data
         self._extra = {f"{folder.name}/{key}": path for key, path in found(folder).items()}
         if not self._extra:
             raise FileNotFoundError(f"no images below {folder}")
@@ -52,23 +55,14 @@ class WithUnlabeled:
         return None if key in self._extra else self.data.mask(key)
 
     def size(self, key: str) -> tuple[int, int]:
-        """Height and width, without decoding where that is known."""
-        if key in self._extra:
-            with opened(self._extra[key], "image") as file:
-                return file.height, file.width
-        if isinstance(self.data, KnowsSize):
-            return self.data.size(key)
-        height, width = self.data.image(key).shape[-2:]
-        return height, width
+        """Height and width of the image from its header, without decoding it."""
+        with opened(self.files(key)[0], "image") as file:
+            return file.height, file.width
 
     def files(self, key: str) -> tuple[Path, Path | None]:
-        """Image and mask file.  Raises TypeError for an image that is no file."""
-        if key in self._extra:
-            return self._extra[key], None
-        if isinstance(self.data, OnDisk):
-            return self.data.files(key)
-        raise TypeError(f"{self.data.name} is not a data set of files")
+        """Image and mask file."""
+        return (self._extra[key], None) if key in self._extra else self._on_disk.files(key)
 
     def stray_masks(self) -> tuple[Path, ...]:
         """Mask files without image."""
-        return self.data.stray_masks() if isinstance(self.data, OnDisk) else ()
+        return self._on_disk.stray_masks()
