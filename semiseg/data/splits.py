@@ -142,7 +142,7 @@ def _meant(line: str, known: Container[str]) -> str:
             for name in (end, end.removesuffix("_leftImg8bit")):  # so Cityscapes calls its images, not its frames
                 if name in known:
                     return name
-    return _id(column)
+    return _id(whole if known else column)
 
 
 def _id(entry: str) -> str:
