@@ -38,7 +38,10 @@ def test_scales_of_other_data() -> None:
     ("arguments", "message"),
     [
         (("fixmatch",), "unknown method 'fixmatch'; expected one of supervised, mean_teacher, "),
-            (("ddfp", "imagenet"), "unknown data 'imagenet'; expected one of digits, voc, cityscapes, camvid, coco, folder"),
+        (
+            ("ddfp", "imagenet"),
+            "unknown data 'imagenet'; expected one of digits, voc, cityscapes, camvid, coco, folder",
+        ),
         (("ddfp", "camvid", "1_8", "paper"), "unknown scale for data=camvid 'paper'; expected one of smoke, tiny"),
         (("ddfp", "voc", "1_8", "huge"), "unknown scale 'huge'; expected one of smoke, tiny, paper"),
         (("ddfp", "digits", "1_8", "paper"), "unknown scale for data=digits 'paper'; expected one of smoke, tiny"),

@@ -61,7 +61,7 @@ def cityscapes(root: Path, kind: str = "labelIds") -> Path:
     for part, names in frames.items():
         for i, name in enumerate(names):
             city = name.split("_")[0]
-            save(root / f"leftImg8bit/{part}/{city}/{name}_leftImg8bit.png", pixels(i, 32, 70))
+            save(root / f"leftImg8bit/{part}/{city}/{name}_leftImg8bit.png", pixels(i + 10 * len(part), 32, 70))
             save(root / f"gtFine/{part}/{city}/{name}_gtFine_{kind}.png", blocks([*values, 255], 32, 70))
     return root
 
