@@ -137,7 +137,7 @@ def test_bad_trees(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"masks does not exist; make it .*semiseg.data.coco.write_masks"):
         COCO(root)
     write_masks(root, "train2017")
-    with pytest.raises(FileNotFoundError, match="1 validation images .* have no mask, first: 000000000139"):
+    with pytest.raises(FileNotFoundError, match=r"1 validation images .* have no mask, first: 000000000139"):
         COCO(root)
 
 
@@ -166,12 +166,12 @@ def test_images_from_elsewhere_are_unlabeled(both: tuple[Path, Path]) -> None:
 def test_what_cannot_be_added(both: tuple[Path, Path]) -> None:
     voc, coco = both
     (coco / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images below .*empty"):
+    with pytest.raises(FileNotFoundError, match=r"no images below .*empty"):
         WithUnlabeled(VOC(voc), coco / "empty")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         WithUnlabeled(VOC(voc), coco / "nowhere")
     with pytest.raises(ValueError, match="digits is no data set of files"):
         WithUnlabeled(Digits(2, 1), coco / "train2017")
     more = WithUnlabeled(VOC(voc), coco / "train2017")
-    with pytest.raises(ValueError, match="3 ids of .*train2017 are also in voc, the first: train2017/000000000009"):
+    with pytest.raises(ValueError, match=r"3 ids of .*train2017 are also in voc, the first: train2017/000000000009"):
         WithUnlabeled(more, coco / "train2017")

@@ -128,11 +128,11 @@ def test_colored_masks(root: Path) -> None:
     report = inspect(data, open_split(data, "full", 0))
     assert "10 masks with colors instead of class ids" in {f.what for f in report.of("error")}
     assert "mode RGB, colors (0, 0, 0), (10, 10, 200)" in to_text(report)
-    text = 'names = ["a", "b", "c"]\ncolors = [[0, 0, 0], [10, 10, 200], [200, 10, 10]]\nignore = [[255, 255, 255]]\n'
+    text = 'names = ["a", "b", "c"]\ncolors = [[200, 10, 10], [0, 0, 0], [10, 10, 200]]\nignore = [[255, 255, 255]]\n'
     (root / "classes.toml").write_text(text)
     data = Folder(root)
-    assert data.palette[1] == (10, 10, 200)
-    assert data.mask(data.val[0])[0, [0, 15, 25, 39]].tolist() == [0, 2, 1, 255]
+    assert data.palette[2] == (10, 10, 200)
+    assert data.mask(data.val[0])[0, [0, 15, 25, 39]].tolist() == [1, 0, 2, 255]
     rgba = np.dstack([COLORS[trees.blocks([0, 1, 2, 3])], trees.blocks([9, 250])])
     key = data.masked[0]
     trees.save(root / f"masks/{key}.png", rgba)
