@@ -50,7 +50,7 @@ def test_sharing_is_judged_by_chance() -> None:
 
 def test_figure_shows_the_counts() -> None:
     fig = mask_origins(facts("own_masks"))
-    texts = {t.get_text() for t in fig.axes[0].texts}
+    texts = {t.get_text().replace("\n", " ") for t in fig.axes[0].texts}
     assert {"93 of 662", "662 of 662", "1464 of 2646"} <= texts
     assert [round(bar.get_height()) for bar in fig.axes[0].containers[1]] == [100, 100, 55, 28]
     plt.close(fig)

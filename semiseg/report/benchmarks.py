@@ -37,7 +37,7 @@ def mask_origins(own: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(7, 3))
     sns.barplot(share, x="partition", y="share", hue="family", ax=ax)
     for bars, (_, rows) in zip(ax.containers, share.groupby("family", sort=False), strict=True):
-        ax.bar_label(bars, [f"{o} of {n}" for o, n in zip(rows.own, rows.labeled, strict=True)], fontsize=8)
-    ax.set(xlabel="", ylabel="labeled images with\nVOC's own mask, %", ylim=(0, 110))
+        ax.bar_label(bars, [f"{o}\nof {n}" for o, n in zip(rows.own, rows.labeled, strict=True)], fontsize=8)
+    ax.set(xlabel="", ylabel="labeled images with\nVOC's own mask, %", ylim=(0, 125), yticks=range(0, 101, 20))
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), frameon=False)
     return fig
