@@ -168,7 +168,7 @@ def _mixer(recipe: Recipe, usual: Mixer | None) -> Mixer | None:
     """UPC, or a control of it, where the recipe asks for it; else what the scheme usually pastes."""
     if recipe.upc is None:
         return usual
-    return mixer_of(recipe.upc, background=None if recipe.data == "cityscapes" else 0)
+    return mixer_of(recipe.upc, background=None if recipe.data in ("cityscapes", "camvid") else 0)
 
 
 def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight | None:

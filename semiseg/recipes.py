@@ -32,7 +32,7 @@ Method = Literal[
     "esl",
 ]
 Scale = Literal["smoke", "tiny", "paper"]
-DATA = ("digits", "voc", "cityscapes")
+DATA = ("digits", "voc", "cityscapes", "camvid", "coco", "folder")
 METHODS, SCALES = get_args(Method), get_args(Scale)
 _ALL = tuple(f.name for f in fields(Consistency))
 _NO_TAU = tuple(name for name in _ALL if name != "tau")  # pseudo-labels without a threshold
@@ -200,7 +200,7 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
 
     Args:
         method: one of METHODS.
-        data: "digits" (embedded), "voc", "cityscapes".
+        data: one of DATA: "digits" (embedded), a benchmark, or "folder" (your own images).
         split: one of SPLITS, or the name of list files.
         scale: "smoke" (seconds, for tests), "tiny" (minutes on two cores), "paper" (the paper's own numbers).
         seed: of everything random in the run.

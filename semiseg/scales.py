@@ -93,6 +93,25 @@ def voc_tiny(base: Recipe) -> Recipe:
     )
 
 
+def coco_paper(base: Recipe) -> Recipe:
+    """UniMatch's released numbers for COCO, but for its encoder, Xception-65: 8 images per step, evaluated whole."""
+    return replace(
+        base,
+        optimization=Optimization(crop=513, batch=8, epochs=30, lr=4e-3, head_lr_factor=10.0),
+        evaluation=Evaluation("whole", 513),
+    )
+
+
+def any_size(make: Callable[[Recipe], Recipe]) -> Callable[[Recipe], Recipe]:
+    """A scale for images of which nothing is known: evaluated in windows, small ones whole."""
+
+    def made(base: Recipe) -> Recipe:
+        found = make(base)
+        return replace(found, evaluation=replace(found.evaluation, protocol="sliding", size=512, step=342))
+
+    return made
+
+
 def voc_paper(base: Recipe) -> Recipe:
     """Sec. 4.1 of DDFP for PASCAL VOC, and of DGCL, which agrees; classic and blended differ in lists alone."""
     return base
@@ -272,12 +291,23 @@ _PAPERS = {
 
 
 def as_its_paper(base: Recipe) -> Recipe:
-    """Where a method trains otherwise than the scale says for all."""
-    return _PAPERS[base.method](base) if base.method in _PAPERS else base
+    """Where a method trains otherwise than the scale says for all.
+
+    Of the papers' settings for PASCAL VOC, those for COCO and for own images replace what depends on the images.
+    """
+    made = _PAPERS[base.method](base) if base.method in _PAPERS else base
+    if base.data == "coco" and base.scale == "paper":
+        return replace(made, optimization=base.optimization, evaluation=base.evaluation)
+    if base.data == "folder":
+        return replace(made, evaluation=base.evaluation)
+    return made
 
 
 MAKERS: dict[str, dict[str, Callable[[Recipe], Recipe]]] = {
     "digits": {"smoke": smoke, "tiny": digits},
     "voc": {"smoke": smoke, "tiny": voc_tiny, "paper": voc_paper},
-    "cityscapes": {"paper": cityscapes_paper},
+    "cityscapes": {"smoke": any_size(smoke), "tiny": any_size(voc_tiny), "paper": cityscapes_paper},
+    "camvid": {"smoke": smoke, "tiny": voc_tiny},
+    "coco": {"smoke": smoke, "tiny": voc_tiny, "paper": coco_paper},
+    "folder": {"smoke": any_size(smoke), "tiny": any_size(voc_tiny), "paper": any_size(voc_paper)},
 }

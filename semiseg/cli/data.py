@@ -125,6 +125,7 @@ def check_data(
     root: Annotated[str, typer.Option(help="Its folder.")] = "",
     classes: Annotated[str, typer.Option(help="Comma-separated names of classes, as for notebooks.")] = "",
     train_list: Annotated[str, typer.Option(help="List of training images.")] = "train_aug",
+    unlabeled: Annotated[str, typer.Option(help="Folder of further unlabeled images.")] = "",
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or a name of the family.")] = "full",
     seed: Annotated[int, typer.Option(help="Of the seeded split.")] = 0,
     labeled_list: Annotated[Path | None, typer.Option(help="Labeled images, instead of a split by name.")] = None,
@@ -143,7 +144,7 @@ def check_data(
     if unlabeled_list and not labeled_list:
         raise ValueError("--unlabeled-list needs --labeled-list")
     name = parse_split(split, family)
-    opened = open_data(data, root, classes, train_list)
+    opened = open_data(data, root, classes, train_list, unlabeled=unlabeled)
     if labeled_list:
         chosen = _as_listed(opened, labeled_list, unlabeled_list)
     else:
@@ -160,9 +161,10 @@ def check_data(
 
 def _as_listed(data: SegmentationData, labeled: Path, unlabeled: Path | None) -> Split:
     """Lists as they are: ids that are wrong are for the report to find."""
-    ids = read_list(labeled)
+    there = {*data.train, *data.val}
+    ids = read_list(labeled, there)
     known = set(ids)
-    others = read_list(unlabeled) if unlabeled else tuple(key for key in data.train if key not in known)
+    others = read_list(unlabeled, there) if unlabeled else tuple(key for key in data.train if key not in known)
     return Split(labeled.stem, ids, others, "file")
 
 
