@@ -20,7 +20,7 @@ from semiseg.train import train
 
 DATA = Blobs()
 SPLIT = seeded_split(DATA.train, "1_4", 0)
-IN_STAGES = ("stpp",)
+IN_STAGES = ("stpp", "mask2former")
 
 
 def smoke(method: str = "ddfp", **changes) -> Recipe:
