@@ -171,6 +171,19 @@ def test_where_nothing_is_ignored_it_is_the_library_s_loss() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_half_precision_of_the_network_is_left_outside() -> None:
+    queries, target, found = said(), Target.from_labels(labels()), []
+    for half in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            losses = MaskLoss(K, points=P).losses(queries, target)
+            found.append([*losses.values(), queries.scores((S, S))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net = network()
+        assert sum(MaskLoss(K, points=P).losses(net.queries(torch.rand(B, 3, S, S)), target).values()).isfinite()
+
+
 def test_the_same_queries_are_matched() -> None:
     y, queries = labels(), said()
     planes, classes = planes_of(Target.from_labels(y))

@@ -111,7 +111,8 @@ class MaskLoss(Mask2FormerLoss):
         planes, labels = planes_of(target)
         each = [(m.float(), c.float()) for m, c in zip(queries.masks, queries.classes, strict=True)]
         earlier = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in each[:-1]]
-        found = self(*each[-1], planes, labels, earlier)
+        with torch.autocast(planes.device.type, enabled=False):
+            found = self(*each[-1], planes, labels, earlier)
 
         def total(term: str) -> Tensor:
             return self.weight_dict[term] * torch.stack([v for k, v in found.items() if k.startswith(term)]).sum()

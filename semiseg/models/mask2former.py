@@ -66,9 +66,10 @@ def class_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | torch.S
         (B, K, H, W): "no object" takes its share with it, and queries overlap, so the sum over classes may be any
         number in [0, Q].
     """
-    p = classes.float().softmax(-1)[..., :-1]
-    m = F.interpolate(masks.float(), size=tuple(size), mode="bilinear", align_corners=False).sigmoid()
-    return torch.einsum("bqk,bqhw->bkhw", p, m)
+    with torch.autocast(masks.device.type, enabled=False):
+        p = classes.float().softmax(-1)[..., :-1]
+        m = F.interpolate(masks.float(), size=tuple(size), mode="bilinear", align_corners=False).sigmoid()
+        return torch.einsum("bqk,bqhw->bkhw", p, m)
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
