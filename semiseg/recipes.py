@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 from . import scales
 from .host_options import AEL, CPS, STPP, U2PL, AugSeg, CutMixSeg, Mask2Former, MeanTeacherMSE, UniMatch
-from .models.backbones import RESNETS
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Detector, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
@@ -99,8 +98,6 @@ class Recipe:
             raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}")
         if self.method == "supervised" and self.upc is not None:
             raise ValueError("UPC changes unlabeled images, and method 'supervised' has none; choose another method")
-        if self.method == "mask2former" and self.network.backbone not in ("tiny", *RESNETS):
-            raise ValueError(f"method 'mask2former' needs a ResNet or 'tiny', got backbone {self.network.backbone!r}")
         if self.method == "mask2former" and self.optimization.ohem:
             raise ValueError("method 'mask2former' has no cross-entropy over pixels that OHEM could choose from")
 

@@ -258,7 +258,7 @@ def _mask2former(base: Recipe) -> Recipe:
         )
     if base.data == "voc":
         network = replace(base.network, backbone="resnet18", width=96)
-        return replace(base, network=network, mask2former=replace(small, queries=30, points=1024))
+        return replace(base, network=network, mask2former=replace(small, queries=30, heads=3, points=1024))
     optimization = replace(o, batch=8, lr=1.5e-3, clip_norm=1.0)
     return replace(base, optimization=optimization, mask2former=replace(small, epochs=o.epochs))
 

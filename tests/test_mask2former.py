@@ -207,6 +207,19 @@ def test_ignored_pixels_have_no_gradient() -> None:
         assert (library_s[inner] != 0).any(), "there it belongs to no mask, so that every mask learns to avoid it"
 
 
+@pytest.mark.parametrize("term", ["mask", "dice"])
+def test_ignored_pixels_choose_no_query(term: str) -> None:
+    y = torch.full((1, S, S), IGNORE)
+    y[:, :8], y[:, 8:16] = 1, 0
+    masks = torch.full((1, 2, S, S), -5.0)
+    masks[:, 0, :8], masks[:, 0, 16:] = 5.0, 5.0  # right where it is known, and all over what is not
+    masks[:, 1, 2:8] = 5.0  # not quite right, and nothing else
+    planes, classes = planes_of(Target.from_labels(y))
+    cost = {"cost_class": 0.0, "cost_mask": 0.0, "cost_dice": 0.0, f"cost_{term}": 1.0}
+    ((queries, found),) = Matcher(**cost, num_points=2000)(masks, torch.zeros(1, 2, K + 1), planes, classes)
+    assert dict(zip(classes[0][found].tolist(), queries.tolist(), strict=True))[1] == 0
+
+
 def test_what_lies_under_ignored_pixels_changes_nothing() -> None:
     y, queries = labels(slice(4, 16)), said(side=S)
     target = Target.from_labels(y)
@@ -400,6 +413,8 @@ def test_the_plan_is_labels_then_all_from_the_initial_weights() -> None:
     assert (first.epochs * first.epoch_steps, last.epochs * last.epoch_steps) == (30_000, 60_000)
     assert (first.batch, last.batch, last.crop, last.weight_decay) == (16, 8, 512, 1e-4), "16 images in every step"
     assert last.lr * last.head_lr_factor == pytest.approx(1e-4) and last.clip_norm == 0.01
+    short = plan(recipe("mask2former", "voc", "1_8", "tiny"), 183)
+    assert [s.recipe.network.backbone for s in short] == ["resnet18", "resnet18"]
     city = recipe("mask2former", "cityscapes", "1_8", "paper")
     assert (city.optimization.crop, city.optimization.weight_decay) == (1024, 5e-4)
     one, two = plan(smoke(upc=UPC(), wpl=WPL()), 4)
@@ -457,8 +472,8 @@ def test_a_run_that_died_between_its_stages_continues(tmp_path: Path, monkeypatc
         (lambda: Options(labeled_by="both"), "unknown labeled_by 'both'"),
         (lambda: Options(doubt="none"), "unknown doubt 'none'; expected one of normalized, missing"),
         (
-            lambda: smoke(network=replace(smoke().network, backbone="mobilenet_v2")),
-            "needs a ResNet or 'tiny', got backb",
+            lambda: build(smoke(network=replace(smoke().network, backbone="mobilenet_v2")), K),
+            "Mask2Former has no backbone 'mobilenet_v2'; expected one of tiny, resnet18",
         ),
         (
             lambda: smoke(optimization=replace(smoke().optimization, ohem=True)),

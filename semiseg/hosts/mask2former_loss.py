@@ -124,9 +124,6 @@ class MaskLoss(Mask2FormerLoss):
     ) -> dict[str, Tensor]:
         """Replaces the library's: `mask_labels` is what `planes_of` gives."""
         rows, queries = self._get_predictions_permutation_indices(indices)
-        if not len(rows):
-            zero = masks_queries_logits.sum() * 0
-            return {"loss_mask": zero, "loss_dice": zero}
         _, masks = self._get_targets_permutation_indices(indices)
         said = masks_queries_logits[rows, queries][:, None]
         with torch.no_grad():

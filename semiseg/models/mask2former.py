@@ -8,7 +8,9 @@ Weights come from torchvision or are random; nothing is fetched from a model hub
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -117,7 +119,7 @@ class Mask2Former(nn.Module):
         if width % 32 or width % heads:
             raise ValueError(f"Mask2Former needs a width that is a multiple of 32 and of heads={heads}, got {width}")
         hf = transformers()
-        with _silent(hf):  # it warns that a ResNet was not among the published backbones
+        with _silent(hf):
             config = hf.Mask2FormerConfig(
                 backbone_config=_encoder_config(hf, backbone), num_labels=classes, num_queries=queries,
                 hidden_dim=width, feature_size=width, mask_feature_size=width, num_attention_heads=heads,
@@ -211,15 +213,15 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-class _silent:
-    """Inside it the library logs errors alone."""
-
-    def __init__(self, hf: ModuleType) -> None:
-        self.log = hf.utils.logging
-
-    def __enter__(self) -> None:
-        self.before = self.log.get_verbosity()
-        self.log.set_verbosity_error()
-
-    def __exit__(self, *_: object) -> None:
-        self.log.set_verbosity(self.before)
+@contextmanager
+def _silent(hf: ModuleType) -> Iterator[None]:
+    """Inside it the library logs errors alone: it has advice for kernels and backbones that are not used here."""
+    log = hf.utils.logging
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        log.set_verbosity(before)
