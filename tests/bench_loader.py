@@ -146,6 +146,25 @@ def compare(root: Path, crop: int, views: int, steps: int, rounds: int, workers:
     return {name: round(value, 2) for name, value in found.items()}
 
 
+def processor(root: Path, crop: int, views: int, steps: int, rounds: int) -> dict[str, float]:
+    """Images per second of processor time, in one process: what other load on the machine changes least."""
+    data = VOC(root)
+    split = seeded_split(data.train, "1_4", 0)
+    samples = PilSamples(root, split, crop, views, BATCH * steps)
+    options = {"crop": crop, "views": views, "batch": BATCH, "steps": steps, "seed": 0}
+    rates: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        spent = []
+        for batches in (DataLoader(samples, BATCH), training_batches(data, split, **options)):
+            start = time.process_time()
+            assert sum(1 for _ in batches) == steps
+            spent.append(2 * BATCH * steps / (time.process_time() - start))
+        rates.append((spent[0], spent[1]))
+    ratio = statistics.median(ours / pil for pil, ours in rates)
+    pil, ours = (statistics.median(column) for column in zip(*rates, strict=True))
+    return {"pil": round(pil, 2), "semiseg": round(ours, 2), "semiseg_over_pil": round(ratio, 2)}
+
+
 def embedded(steps: int) -> float:
     """Images per second of the embedded set at its recipe's crop, in the training process."""
     data, o = Digits(), recipe("mean_teacher").optimization
@@ -173,7 +192,8 @@ def main() -> None:
         for crop, views in ((321, 1), (321, 2), (513, 1), (513, 2)):
             name = f"crop_{crop}_views_{views}"
             found[name] = compare(root, crop, views, options.steps, options.rounds, options.workers)
-            print(name, found[name])
+            found[f"{name}_processor"] = processor(root, crop, views, options.steps, options.rounds)
+            print(name, found[name], "per processor second", found[f"{name}_processor"])
     found["embedded_images_per_second"] = embedded(40)
     print("embedded", found["embedded_images_per_second"])
     options.out.parent.mkdir(parents=True, exist_ok=True)

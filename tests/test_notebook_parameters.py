@@ -6,7 +6,7 @@ import pytest
 from papermill.cli import _resolve_type
 
 from semiseg.data.splits import SPLITS
-from semiseg.notebook import choice, parse_split, positive_int, repo_root, seed_number
+from semiseg.notebook import choice, open_data, parse_split, positive_int, repo_root, seed_number
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +66,16 @@ def test_missing_root_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("semiseg.notebook.__file__", str(tmp_path / "site-packages" / "semiseg" / "notebook.py"))
     with pytest.raises(FileNotFoundError, match=r"start the notebook inside a checkout"):
         repo_root(tmp_path)
+
+
+def test_data_sets_are_named_and_need_their_folder() -> None:
+    assert open_data("digits").name == "digits"
+    with pytest.raises(
+        ValueError, match="unknown data 'ade'; expected one of digits, voc, cityscapes, camvid, coco, f"
+    ):
+        open_data("ade", "x")
+    for name in ("voc", "cityscapes", "camvid", "coco", "folder"):
+        with pytest.raises(ValueError, match=f"data='{name}' needs root: the folder with "):
+            open_data(name)
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            open_data(name, "nowhere")

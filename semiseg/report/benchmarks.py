@@ -8,6 +8,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 Facts = Literal["benchmarks", "own_masks", "shared_images", "lists_of_codes"]
@@ -37,6 +38,7 @@ def mask_origins(own: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(7, 3))
     sns.barplot(share, x="partition", y="share", hue="family", ax=ax)
     for bars, (_, rows) in zip(ax.containers, share.groupby("family", sort=False), strict=True):
+        assert isinstance(bars, BarContainer)
         ax.bar_label(bars, [f"{o}\nof {n}" for o, n in zip(rows.own, rows.labeled, strict=True)], fontsize=8)
     ax.set(xlabel="", ylabel="labeled images with\nVOC's own mask, %", ylim=(0, 125), yticks=range(0, 101, 20))
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1), frameon=False)
