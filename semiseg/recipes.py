@@ -95,6 +95,9 @@ class Recipe:
             raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}")
         if self.method == "supervised" and self.upc is not None:
             raise ValueError("UPC changes unlabeled images, and method 'supervised' has none; choose another method")
+        if self.upc is not None and self.upc.n > self.optimization.crop:
+            crop = self.optimization.crop
+            raise ValueError(f"UPC: crops of {crop} pixels cannot be divided into n={self.upc.n} patches per side")
 
     @property
     def label(self) -> str:
