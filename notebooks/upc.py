@@ -68,7 +68,7 @@ from semiseg.recipes import METHODS, SCALES, Recipe, recipe
 from semiseg.report import pictures, tables
 from semiseg.report import upc as figures
 from semiseg.report import upc_patches as patches
-from semiseg.report.style import title, use_style
+from semiseg.report.style import use_style
 from semiseg.runs import find_runs
 
 split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
@@ -203,14 +203,15 @@ network = network_of(run)
 crops = training_batches(images, partition, crop=o.crop, batch=o.batch, steps=1, seed=seed, scale=o.resize)
 own, labeled = patches.look(network, next(iter(crops)))
 shown = [i for i in (1, 2) if i < len(own.image)]
-fig = figures.located(own, labeled, images, shown, n, [each for each in k if each] or [min(5, n**2)])
+numbers = [each for each in k if each] or [min(5, n**2)]
+fig = figures.located(own, labeled, images, shown, n, numbers)
 
 # %% [markdown]
 # The alternative is to drop the same number of most uncertain **pixels**. They follow the outline of the object, so what is
 # left has another shape than the object (Fig. 1a of the paper); a patch keeps its inside and outside together.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-upc-erased", "caption": "As Fig. 1a of the paper: pseudo-label, errors (red), the label without its most uncertain pixels (gray), and the label and image in which as many pixels are replaced patch by patch (outlined)."}}
-fig = figures.erased_or_replaced(own, labeled, images, range(min(4, len(own.image))), n, max(k))
+fig = figures.erased_or_replaced(own, labeled, images, range(min(4, len(own.image))), n, max(numbers))
 
 # %% [markdown]
 # Over training: how wrong the labels are that the student learns from, before and after pasting.
@@ -266,14 +267,17 @@ if not stats.empty:
     most = marks[-1]
     doubt, chance, oracle = (at.loc[(name, most)] for name in ("uncertainty", "random", "oracle"))
     finds = "finds the noise" if doubt.recall > 1.5 * chance.recall else "hardly finds the noise"
+    marked = "doubt tells errors from the rest of the object"
+    if doubt.lost_per_found > 0.9 * chance.lost_per_found:
+        marked = "doubt marks objects, the right and the wrong pixels of them alike"
     display(
         Markdown(
             f"**Doubt {finds}**: {most} of {n**2} patches, {doubt.area:.0f} % of the pixels, hold {doubt.recall:.0f} % of the "
             f"wrong ones (oracle {oracle.recall:.0f} %, random {chance.recall:.0f} %). "
             f"**They also hold {doubt.foreground:.0f} % of all foreground pixels**; "
-            f"{left.less_than_half[most]:.0f} % of the images keep less than half of their foreground. "
+            f"{left.less_than_half[most]:.1f} % of the images keep less than half of their foreground. "
             f"For every wrong pixel {doubt.lost_per_found:.1f} right foreground pixels go; with random patches it would be "
-            f"{chance.lost_per_found:.1f}, with the oracle's {oracle.lost_per_found:.1f}."
+            f"{chance.lost_per_found:.1f}, with the oracle's {oracle.lost_per_found:.1f}: {marked}."
         )
     )
 
@@ -289,7 +293,7 @@ committed = [
     if (r.record["recipe"]["data"], r.record["recipe"]["scale"]) == ("digits", "tiny")
 ]
 pairs = patches.beside_host(tables.standard(committed), hosts)
-pairs.fillna("")
+pairs
 
 # %% tags=["hide-input"]
 for row in pairs.to_dict("records"):
@@ -332,13 +336,20 @@ if len(pairs) and len(noise):
     display(Markdown(text))
 
 # %% [markdown]
-# So the noise is found and removed, as the paper says, and that is not what decides here. A scene of the embedded set shows one
-# thin digit on a plain ground. Whatever can be wrong is in the few patches that the digit crosses, and these are what goes: the
-# tables above count how much of the foreground remains. What takes its place are pieces of other digits, from the few labeled
-# images that the student sees whole in every epoch anyway. From the unlabeled images, which were to show new handwriting in new
-# colors, mostly ground is left. A host that rejects unsure pixels (mean teacher) has little noise to remove in the first place.
-# With objects larger than a patch, doubt follows the outline and the inside stays, so the balance may be another one on
-# photographs; this chapter measures it there with `-p data voc`.
+# So the noise is found and removed, as the paper says, and that is not what decides here. Three things weigh against it.
+#
+# - A scene of the embedded set shows one thin digit on a plain ground. Whatever can be wrong lies in the few patches that the
+#   digit crosses, and these are what goes: the tables above count how little of the foreground remains. The unlabeled images
+#   were to show new handwriting in new colors; what is left of them is mostly ground.
+# - What takes its place are pieces of other digits, from the few labeled images that the student sees whole in every epoch
+#   anyway. They are right, but nothing new, and a piece of a digit in another digit's place is no shape to learn.
+# - UPC takes the place of the host's own pasting. Mean teacher, CutMix-Seg, CPS and U2PL paste unlabeled images into each other
+#   and lose that; ST++ and mean teacher with MSE have nothing to lose. `-p k 0` trains a host that pastes nothing, and tells
+#   the two apart; such runs appear below as `k = [0]` once they are made. And a host that rejects unsure pixels (mean teacher)
+#   has little noise left to remove.
+#
+# On photographs, with objects larger than a patch, doubt follows outlines and the inside of an object stays, so the balance may
+# be another one. The embedded scenes cannot tell; `-p data voc` measures all of the above on other images.
 
 # %% [markdown]
 # ### Ablations in miniature
@@ -352,9 +363,10 @@ if len(pairs) and len(noise):
 # | 6 | `-p host stpp -p k 5` (Patch CutMix), `-p host stpp -p rows all` (RAS) |
 # | 7 | `-p host stpp -p k 5 -p select random`, `oracle` |
 # | 8 | `-p host stpp -p n 3 -p k 7` |
+# | none | `-p k 0`: the host without any pasting |
 
 # %% tags=["hide-input"]
-patches.ablations(committed).fillna("")
+patches.ablations(committed)
 
 # %% [markdown]
 # ## Deviations

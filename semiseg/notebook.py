@@ -51,7 +51,7 @@ def whole_number(parameter: str, value: object, minimum: int, maximum: float = m
 
 
 def whole_numbers(parameter: str, value: object, minimum: int, maximum: float = math.inf) -> tuple[int, ...]:
-    """One or more whole numbers in the range, from "2,3,5", 5 or a list; otherwise a ValueError that states the range."""
+    """Whole numbers in the range, from "2,3,5", 5 or a list; otherwise a ValueError that states the range."""
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     if not given:
         raise ValueError(f"{parameter}: no number given, expected one or more, separated by commas")
