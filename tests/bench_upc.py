@@ -50,7 +50,7 @@ def clock_of(device: str) -> Callable[[], float]:
     return synchronized
 
 
-def median_seconds(run: Callable[[], object], clock: Callable[[], float], repeats: int, warm: int = 2) -> float:
+def median_seconds(run: Callable[[], object], clock: Callable[[], float], repeats: int, warm: int = 1) -> float:
     times = []
     for i in range(repeats + warm):
         start = clock()
@@ -75,7 +75,7 @@ class Watching:
 
 
 def masks(base: Recipe, size: int, device: str, repeats: int) -> dict[str, float]:
-    """Seconds of a mean-teacher step with UPC, of UPC's plan in it (scores, masks, donors, logged shares), the share."""
+    """Seconds of a mean-teacher step with UPC, of UPC's plan in it (scores, masks, donors, shares)."""
     data, clock, o = Digits(96, 8, size), clock_of(device), base.optimization
     split = seeded_split(data.train, "1_4", 0)
     loader = training_batches(data, split, crop=o.crop, batch=o.batch, steps=4, seed=0, scale=o.resize)
@@ -95,7 +95,7 @@ def masks(base: Recipe, size: int, device: str, repeats: int) -> dict[str, float
             host.after_step()
 
         whole = median_seconds(step, clock, repeats)
-        plan = median_seconds(lambda host=host: host.mix.mixer(*host.mix.asked), clock, 10 * repeats)
+        plan = median_seconds(lambda host=host: host.mix.mixer(*host.mix.asked), clock, 4 * repeats)
         found |= {f"step_{rows}": whole, f"masks_{rows}": plan, f"share_{rows}": plan / whole}
     return found
 
@@ -126,8 +126,8 @@ def labeling(
         with tempfile.TemporaryDirectory() as folder:
             label_images(data, ids, Path(folder), label, batch=batch)
 
-    alone = median_seconds(forward_alone, clock, 3, 1)
-    whole = median_seconds(written, clock, 3, 1)
+    alone = median_seconds(forward_alone, clock, 2, 1)
+    whole = median_seconds(written, clock, 2, 1)
     return {
         "network_alone": images / alone, "labels_written": images / whole, "speed": alone / whole,
         **bytes_of(data, ids, label, batch),
@@ -192,8 +192,8 @@ def main() -> None:
         "masks": {name: masks(base, size, a.device, a.repeats) for name, (base, size) in settings.items()},
         "plan_of_8_crops_3_rows": plan_at_paper_size(a.device, a.repeats),
         "stpp_labels": {
-            "digits-tiny": labeling(digits, 32, 512, 32, (low, 1.0, high), a.device),
-            "voc-tiny": labeling(voc, 224, 24, 1, SCALES, a.device),
+            "digits-tiny": labeling(digits, 32, 256, 32, (low, 1.0, high), a.device),
+            "voc-tiny": labeling(voc, 224, 4, 1, SCALES, a.device),
         },
         "environment": environment(),
     }
