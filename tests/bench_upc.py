@@ -21,8 +21,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from semiseg.build import build, build_network
-from semiseg.data.dataset import SegmentationData
+from semiseg.build import build, build_network, load_exported
 from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
 from semiseg.data.pseudo_labels import PseudoLabeled, label_images, whole_images
@@ -32,9 +31,10 @@ from semiseg.host_options import SCALES
 from semiseg.hosts.stpp import pseudo_label
 from semiseg.methods.upc import patch_sums, top_patches
 from semiseg.methods.upc_controls import mixer_of
+from semiseg.notebook import repo_root
 from semiseg.options import UPC
 from semiseg.recipes import Recipe, recipe
-from semiseg.runs import environment
+from semiseg.runs import Run, environment
 from semiseg.types import Batch, Mixer, Paste, Target, View
 
 
@@ -130,15 +130,20 @@ def labeling(
     whole = median_seconds(written, clock, 2, 1)
     return {
         "network_alone": images / alone, "labels_written": images / whole, "speed": alone / whole,
-        **bytes_of(data, ids, label, batch),
     }  # fmt: skip
 
 
-def bytes_of(
-    data: SegmentationData, ids: Sequence[str], label: Callable[[Tensor], tuple[Tensor, Tensor]], batch: int
-) -> dict[str, float]:
-    """Bytes per pixel of an entropy map on disk, and share of images whose 2, 3 or 5 patches it changes."""
-    classes, changed = len(data.classes), 0
+def entropy_maps(images: int = 256, batch: int = 32) -> dict[str, float]:
+    """Bytes per pixel of entropy maps of a trained network on disk, and share of images whose 2, 3 or 5 patches they
+    change: an untrained one doubts everything alike, and its order is chance.
+    """
+    data, run = Digits(), Run.read(repo_root() / "runs" / "digits-tiny" / "mean_teacher-1_8-seed0")
+    ids, classes, changed = data.train[-images:], len(data.classes), 0
+    host = load_exported(Recipe.from_dict(run.record["recipe"]), classes, run.folder / "model.safetensors")
+
+    def label(x: Tensor) -> tuple[Tensor, Tensor]:
+        return pseudo_label(host.teacher.model, x, scales=(0.8, 1.0, 1.25), flip=False)
+
     with tempfile.TemporaryDirectory() as folder:
         label_images(data, ids, Path(folder), label, batch=batch)
         stored = PseudoLabeled(data, folder)
@@ -195,6 +200,7 @@ def main() -> None:
             "digits-tiny": labeling(digits, 32, 256, 32, (low, 1.0, high), a.device),
             "voc-tiny": labeling(voc, 224, 4, 1, SCALES, a.device),
         },
+        "entropy_maps": entropy_maps(),
         "environment": environment(),
     }
     a.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import pandas as pd
 import torch
@@ -126,7 +127,7 @@ def found(stats: pd.DataFrame, k: Sequence[int] | None = None) -> pd.DataFrame:
     every, rows = stats[columns].sum(), []
     for name, rank in SELECTORS.items():
         by_rank = stats.groupby(rank)[columns].sum().cumsum()
-        rows += [_shares(name, each, by_rank.loc[each], every) for each in numbers]
+        rows += [_shares(name, each, cast(pd.Series, by_rank.loc[each]), every) for each in numbers]
     rows += [_shares("random", each, every * each / patches, every) for each in numbers]
     return pd.DataFrame(rows)
 
