@@ -62,6 +62,15 @@ def whole_number(parameter: str, value: object, minimum: int, maximum: float = m
     raise ValueError(f"{parameter}: {value!r} is not a whole number in the valid range, {valid}")
 
 
+def whole_numbers(parameter: str, value: object, minimum: int, maximum: float = math.inf) -> tuple[int, ...]:
+    """Whole numbers in the range, from "2,3,5", 5 or a list; otherwise a ValueError that states the range."""
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not given:
+        raise ValueError(f"{parameter}: no number given, expected one or more, separated by commas")
+    parsed = [int(v) if isinstance(v, str) and v.strip().isdecimal() else v for v in given]
+    return tuple(whole_number(parameter, v, minimum, maximum) for v in parsed)
+
+
 def positive_int(parameter: str, value: object) -> int:
     """A whole number of at least 1."""
     return whole_number(parameter, value, 1)

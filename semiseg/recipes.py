@@ -100,6 +100,9 @@ class Recipe:
             raise ValueError("UPC changes unlabeled images, and method 'supervised' has none; choose another method")
         if self.method == "mask2former" and self.optimization.ohem:
             raise ValueError("method 'mask2former' has no cross-entropy over pixels that OHEM could choose from")
+        if self.upc is not None and self.upc.n > self.optimization.crop:
+            crop = self.optimization.crop
+            raise ValueError(f"UPC: crops of {crop} pixels cannot be divided into n={self.upc.n} patches per side")
 
     @property
     def label(self) -> str:

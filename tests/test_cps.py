@@ -100,7 +100,7 @@ def test_losses_are_the_formulas() -> None:
     said = [copy.deepcopy(net).eval()(b.u_weak).logits.detach() for net in nets]
     found = h.losses(b, 0.0).losses
     for i, name in enumerate(("", "_other")):
-        label, doubt = said[1 - i].argmax(1), entropy(said[1 - i])
+        label, doubt = said[1 - i].argmax(1), entropy(said[1 - i]) * b.u_valid
         label[~b.u_valid] = IGNORE
         donors = View(b.x, Target.from_labels(b.y))
         paste = Uncertain()(View(b.u_weak, Target.from_labels(label), entropy=doubt), donors)
@@ -213,7 +213,7 @@ def test_a_paste_for_both_or_for_each() -> None:
     b = batch()
     shared, own = LeftHalf(), LeftHalf()
     h = host(mix=shared)
-    doubts = [entropy(copy.deepcopy(net).eval()(b.u_weak).logits) for net in (h.student, h.other)]
+    doubts = [entropy(copy.deepcopy(net).eval()(b.u_weak).logits) * b.u_valid for net in (h.student, h.other)]
     h.losses(b, 0.0)
     host(mix=own, shared_mask=False).losses(b, 0.0)
     assert len(shared.asked) == 1 and len(own.asked) == 2
@@ -266,7 +266,7 @@ def test_upc_replaces_where_the_maker_of_the_label_is_uncertain(rows: str, times
     for spy, maker in makers.items():
         assert len(spy.mixed.image) == times * B
         own = spy.mixed.hidden != IGNORE  # pixels of labeled images bring no hidden mask
-        doubt = entropy(maker(b.u_weak).logits).repeat(times, 1, 1)
+        doubt = (entropy(maker(b.u_weak).logits) * b.u_valid).repeat(times, 1, 1)
         for row in range(times * B):
             assert doubt[row][~own[row]].mean() > doubt[row][own[row]].mean(), "the uncertain patches go"
             assert torch.equal(spy.mixed.image[row][:, own[row]], b.u_weak[row % B][:, own[row]])

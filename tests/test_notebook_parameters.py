@@ -6,7 +6,7 @@ import pytest
 from papermill.cli import _resolve_type
 
 from semiseg.data.splits import SPLITS
-from semiseg.notebook import choice, open_data, parse_split, positive_int, repo_root, seed_number
+from semiseg.notebook import choice, open_data, parse_split, positive_int, repo_root, seed_number, whole_numbers
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +46,19 @@ def test_whole_numbers_have_a_range() -> None:
     for value in (-1, 2**32, 0.0, False, "0"):
         with pytest.raises(ValueError, match=r"seed: .*0 to 4294967295"):
             seed_number(value)
+
+
+def test_several_whole_numbers() -> None:
+    for value in ("2,3,5", " 2, 3,5 ", [2, 3, 5], (2, 3, 5)):
+        assert whole_numbers("k", value, 0, 16) == (2, 3, 5)
+    assert whole_numbers("k", _resolve_type("2,3,5"), 0) == (2, 3, 5) and whole_numbers("k", _resolve_type("5"), 0) == (
+        5,
+    )
+    for value in ("2,17", "", "2;3", "2,,3", 17, 2.0, None, True, ["a"]):
+        with pytest.raises(ValueError, match=r"^k: .* is not a whole number in the valid range, 0 to 16$"):
+            whole_numbers("k", value, 0, 16)
+    with pytest.raises(ValueError, match="k: no number given"):
+        whole_numbers("k", [], 0)
 
 
 def test_root_is_found_from_below_and_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ class CrossPseudoSupervision(nn.Module):
         known = torch.ones_like(batch.u_valid) if self.padding else batch.u_valid
         return View(
             batch.u_weak, _hard(output, known.float()), output,
-            entropy=entropy(output.logits), boxes=batch.u_boxes, hidden=batch.u_hidden,
+            entropy=entropy(output.logits) * batch.u_valid, boxes=batch.u_boxes, hidden=batch.u_hidden,
         )  # fmt: skip
 
     def _pastes(self, said1: View, said2: View, donors1: View, donors2: View) -> tuple[Paste, Paste]:

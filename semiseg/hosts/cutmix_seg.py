@@ -74,7 +74,7 @@ class CutMixSegmentation(nn.Module):
         predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
         labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
         on_u = predicted.rows(n)
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
+        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits) * batch.u_valid
         weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
 
         # 2. one paste for images and probabilities
