@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..recipes import SCALES, Recipe, one_of
+from ..options import one_of
+from ..recipes import SCALES, Recipe
 from .paper_cells import Score, score
 from .paper_maps import ABLATIONS, at_paper_scale, miniatures, paper_setting, reference_of, want_of
 from .published import PublishedTable, load_all
@@ -36,8 +37,8 @@ def missing(records: Records, scale: str = "tiny") -> list[Missing]:
     """Runs that tables want and no record is of.
 
     Three seeds of the main comparisons at 1_8 come first, then ablations, then other partitions; within each the first
-    seed of all before the second.  What fills more tables comes before what fills fewer; of the ablations one row of each
-    table before further rows.
+    seed of all before the second.  What fills more tables comes before what fills fewer; of the ablations one row of
+    each table before further rows.
 
     Args:
         records: those that need no training.

@@ -150,7 +150,9 @@ ABLATIONS: dict[tuple[str, str], Ablation] = {
         "+ PPW": _wpl("mean_teacher", reliable="none"),
         "+ PPW + RPPI": _wpl("mean_teacher"),
     }),
-    ("wpl", "S2"): Ablation(Want("unimatch"), "UniMatch", {v: _alpha(float(v)) for v in ("0", "0.2", "0.4", "0.6", "0.8")}),
+    ("wpl", "S2"): Ablation(Want("unimatch"), "UniMatch", {
+        v: _alpha(float(v)) for v in ("0", "0.2", "0.4", "0.6", "0.8")
+    }),
     ("wpl", "S3"): Ablation(Want("unimatch"), "UniMatch", {
         v: _wpl(box_score=float(v)) for v in ("0.80", "0.85", "0.90", "0.95")
     }),

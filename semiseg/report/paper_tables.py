@@ -199,6 +199,11 @@ def _lines(title: str, lines: Iterable[str]) -> str:
     return f"<p>{escape(title)}:</p><pre>{escape(chr(10).join(unique))}</pre>" if unique else ""
 
 
+def _kind(group: str, column: int) -> str:
+    """Words stand in groups without a name; the first column of the others keeps a distance."""
+    return ' class="text"' if not group else ' class="group"' if column == 0 else ""
+
+
 def grid(head: Sequence[tuple[str, Sequence[str]]], body: Sequence[tuple[str, Sequence[str]]]) -> str:
     """An HTML table with two rows of headings: groups, and the columns of each.  Cells are HTML, headings are text."""
     groups = "".join(f'<th colspan="{len(columns)}">{escape(name)}</th>' for name, columns in head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -148,7 +149,7 @@ def load_all(root: Path | None = None) -> list[PublishedTable]:
     return [load(paper, number, root) for paper, numbers in CAPTIONS.items() for number in numbers]
 
 
-def _numbers(texts: pd.Series[str], path: Path, whole: bool) -> pd.Series[float]:
+def _numbers(texts: pd.Series[str], path: Path, whole: bool) -> pd.Series[Any]:
     for line, text in enumerate(texts, 2):
         try:
             good = not text or (float(text).is_integer() if whole else abs(float(text)) < 1e6)
