@@ -28,7 +28,7 @@
 # %% tags=["parameters"]
 method = "cps"  # supervised, mean_teacher, cps, unimatch, ..., ddfp, dgcl, esl
 plug_ins = ""  # upc, wpl
-changes = ""  # options to change: part.option=value, separated by spaces
+changes = ""  # changed options, written as above
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
 data = "digits"  # digits (embedded), or voc (a folder laid out like it)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)

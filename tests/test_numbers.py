@@ -1,4 +1,4 @@
-"""No result in the book is typed: numbers come from records or from the papers' tables, and links to records lead there."""
+"""No result in the book is typed: numbers come from records or the papers, and links to records lead there."""
 
 import re
 from pathlib import Path

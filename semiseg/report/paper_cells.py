@@ -138,19 +138,21 @@ def column_label(table: PublishedTable, row: Any) -> str:
     return " ".join(filter(None, [setting, row.partition])) or str(row.metric)
 
 
-def published_html(cell: Cell) -> str:
-    """The number as printed, gray where the paper quotes it, with its note as a star to point at."""
-    number = cell.published
-    text = NOTHING if pd.isna(number) else f"{number:.2f}".rstrip("0").rstrip(".") if number > 1000 else _two(cell)
-    note = cell.row.note if cell.row.note not in ("", "default", "not reported") else ""
-    star = f'<abbr title="{escape(note)}">*</abbr>' if note else ""
+def note_of(cell: Cell) -> str:
+    """What a reader must know about a published number; '' for most."""
+    return "" if cell.row.note in ("", "default", "not reported") else str(cell.row.note)
+
+
+def decimals(cells: Sequence[Cell]) -> int:
+    """Of a table as it is printed: 1 where no number has more, else 2."""
+    numbers = [c.published for c in cells if not pd.isna(c.published)]
+    return 1 if all(round(n, 1) == n for n in numbers) else 2
+
+
+def published_html(cell: Cell, digits: int) -> str:
+    """The number as printed, gray where the paper quotes it, with a star to point at where it has a note."""
+    sign = "+" if cell.row.metric == "mIoU difference" else ""
+    text = NOTHING if pd.isna(cell.published) else f"{cell.published:{sign}.{digits}f}"
+    star = f'<abbr title="{escape(note_of(cell))}">*</abbr>' if note_of(cell) else ""
     kind = "quoted" if cell.row.origin == "quoted" else "own"
     return f'<span class="{kind}">{text}</span>{star}'
-
-
-def _two(cell: Cell) -> str:
-    digits = 2 if cell.row.metric in ("Silhouette", "Davies-Bouldin") else None
-    number = cell.published
-    if cell.row.metric == "mIoU difference":
-        return f"{number:+.2f}"
-    return f"{number:.{digits or (1 if round(number, 1) == number else 2)}f}"

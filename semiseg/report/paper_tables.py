@@ -17,7 +17,20 @@ from ..notebook import repo_root
 from ..runs import Run, find_runs
 from ..variants import text_of, with_plug_ins
 from .missing import missing_seeds
-from .paper_cells import ABSENT, NOTHING, Cell, Score, cell, column_label, paired, published_html, row_label, score
+from .paper_cells import (
+    ABSENT,
+    NOTHING,
+    Cell,
+    Score,
+    cell,
+    column_label,
+    decimals,
+    note_of,
+    paired,
+    published_html,
+    row_label,
+    score,
+)
 from .paper_maps import ABLATIONS, ELSEWHERE, miniatures, reference_of, want_of
 from .published import PublishedTable, load
 from .wanted import Records, Setting, Want, shell
@@ -54,8 +67,8 @@ def _legend(cells: Sequence[Cell]) -> str:
     words = []
     if any(c.row.origin == "quoted" for c in cells):
         words.append("Gray: quoted by the paper from elsewhere.")
-    if any(c.row.note not in ("", "default", "not reported") for c in cells):
-        words.append("* has a note: point at it.")
+    if any(map(note_of, cells)):
+        words.append("* has a note.")
     return " ".join(words)
 
 
@@ -67,7 +80,7 @@ def _paper_block(table: PublishedTable, cells: Sequence[Cell]) -> str:
     columns = list(dict.fromkeys(column_label(table, c.row) for c in cells))
     labels = list(dict.fromkeys(row_label(table, c.row) for c in cells))
     at = {(row_label(table, c.row), column_label(table, c.row)): c for c in cells}
-    measured = any(c.ours for c in cells)
+    measured, digits = any(c.ours for c in cells), decimals(cells)
     elsewhere = (table.paper, table.number) in ELSEWHERE
     head = [("published", columns)]
     if not elsewhere:
@@ -75,14 +88,23 @@ def _paper_block(table: PublishedTable, cells: Sequence[Cell]) -> str:
     body = []
     for label in labels:
         row = [at.get((label, column)) for column in columns]
-        line = [published_html(c) if c else "" for c in row]
+        line = [published_html(c, digits) if c else "" for c in row]
         if measured:
             line += [_ours(c) for c in row] + [_difference(c) for c in row]
         elif not elsewhere:
             line.append(NOTHING if any(c and c.fillable for c in row) else ABSENT)
         body.append((label, line))
     foot = "" if elsewhere else f"<p>{NOTHING} no run yet; {ABSENT} not in this package.</p>"
-    return grid(head, body) + foot
+    return grid(head, body) + foot + _notes(table, cells)
+
+
+def _notes(table: PublishedTable, cells: Sequence[Cell]) -> str:
+    """The notes in full, each once with the cells it is about; a phone cannot point at a star."""
+    about: dict[str, list[str]] = {}
+    for c in filter(note_of, cells):
+        about.setdefault(note_of(c), []).append(f"{row_label(table, c.row)} {column_label(table, c.row)}")
+    items = (f"<li>{escape('; '.join(where))}: {escape(note)}</li>" for note, where in about.items())
+    return f"<details><summary>Notes ({len(about)})</summary><ul>{''.join(items)}</ul></details>" if about else ""
 
 
 def _ours(c: Cell | None) -> str:
@@ -153,16 +175,20 @@ def _miniature_block(table: PublishedTable, rows: Sequence[Small]) -> str:
         return f"<p><strong>{MINIATURE}</strong>: {NOTHING} no run yet.</p>"
     options = any(row.options for row in rows)
     head = [("", [*(["options"] if options else []), "compared with"])]
-    head += [(split, ["mIoU", "difference"]) for split in splits]
+    compared = [s for s in splits if any(row.differences.get(s) for row in rows)]
+    head += [(split, ["mIoU", "difference"] if split in compared else ["mIoU"]) for split in splits]
     body = []
     for row in rows:
         line = [f"<code>{escape(row.options)}</code>" if row.options else ""] if options else []
         line.append(escape(row.against))
         for split in splits:
             ours, other = row.scores.get(split), row.differences.get(split)
-            line += [ours.html() if ours else NOTHING, other.text(sign=True) if other else ""]
+            line.append(ours.html() if ours else NOTHING if split in row.scores else "")
+            line += [other.text(sign=True) if other else ""] if split in compared else []
         body.append((row.label, line))
-    what = "teacher, last epoch, percent: mean ± standard deviation over the seeds behind it, which lead to the records"
+    what = (
+        "teacher, last epoch, percent: mean ± standard deviation; the small numbers are seeds and lead to the records"
+    )
     less = " Ablations are run at 1_8, whatever the partition of the paper." if _is_ablation(table) else ""
     text = f"<p><strong>{MINIATURE}</strong>: {what}. Differences are paired by seed, in points.{less}</p>"
     return text + grid(head, body)
