@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ..data.splits import SPLITS
@@ -122,15 +123,20 @@ class Records:
 
     def of(self, want: Want, at: Setting) -> list[Run]:
         """The runs of a wanted recipe, one per seed in their order; committed before local ones."""
-        if not want.possible(at):
+        if not self._found or not want.possible(at):
             return []
         by_seed: dict[int, Run] = {}
-        for run in self._found.get(_key(want.recipe(at).as_dict()), ()):
+        for run in self._found.get(_key_of(want.recipe(at)), ()):
             made, split = run.record["recipe"], run.record["split"]
             right = made["split"] == at.split if at.labeled is None else split.get("labeled") == at.labeled
             if right:
                 by_seed.setdefault(made["seed"], run)
         return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+@lru_cache(maxsize=4096)  # tables share recipes, and a page asks for each many times
+def _key_of(made: Recipe) -> str:
+    return _key(made.as_dict())
 
 
 def _key(values: Mapping[str, Any]) -> str:
