@@ -174,17 +174,19 @@ def _miniature_block(table: PublishedTable, rows: Sequence[Small]) -> str:
     if not splits:
         return f"<p><strong>{MINIATURE}</strong>: {NOTHING} no run yet.</p>"
     options = any(row.options for row in rows)
-    head = [("", [*(["options"] if options else []), "compared with"])]
+    head: list[tuple[str, Sequence[str]]] = []
     compared = [s for s in splits if any(row.differences.get(s) for row in rows)]
     head += [(split, ["mIoU", "difference"] if split in compared else ["mIoU"]) for split in splits]
+    head.append(("", ["compared with", "options"] if options else ["compared with"]))
     body = []
     for row in rows:
-        line = [f"<code>{escape(row.options)}</code>" if row.options else ""] if options else []
-        line.append(escape(row.against))
+        line: list[str] = []
         for split in splits:
             ours, other = row.scores.get(split), row.differences.get(split)
             line.append(ours.html() if ours else NOTHING if split in row.scores else "")
             line += [other.text(sign=True) if other else ""] if split in compared else []
+        line.append(escape(row.against))
+        line += [f"<code>{escape(row.options)}</code>" if row.options else ""] if options else []
         body.append((row.label, line))
     what = (
         "teacher, last epoch, percent: mean ± standard deviation; the small numbers are seeds and lead to the records"
