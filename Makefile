@@ -35,7 +35,7 @@ $(VENV)/.dev: pyproject.toml requirements.lock | $(PY)
 demo: $(VENV)/.book ## train DDFP on the embedded data from its notebook, on the CPU, in minutes
 	@mkdir -p $(dir $(DEMO))
 	$(PY) -m papermill notebooks/ddfp.ipynb $(DEMO)
-	@$(PY) -m semiseg.runs latest
+	@$(PY) -m semiseg runs latest
 	@echo "executed notebook: $(DEMO)"
 
 test: $(VENV)/.dev ## run the tests, then compare every committed notebook with a fresh execution

@@ -60,7 +60,7 @@ from semiseg.notebook import (
 )
 from semiseg.recipes import SCALES, Recipe, recipe
 from semiseg.report import esl as figures
-from semiseg.report import esl_parts, pictures, tables
+from semiseg.report import esl_parts, paper_tables, pictures, tables
 from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 
@@ -310,6 +310,33 @@ tables.over_seeds(committed)
 
 # %% tags=["hide-input"]
 tables.gain_summary(committed, [("esl", "supervised"), ("esl", "mean_teacher")])
+
+# %% [markdown]
+# ## The paper's tables
+#
+# What the paper prints, and what our records of the same recipe say: at its scale in columns of their own, on the
+# embedded set in a table below. An empty cell has a command that fills it.
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", "1a")
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", "1b")
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", "1c")
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", 2)
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", 3)
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", 4)
+
+# %% tags=["hide-input"]
+paper_tables.show("esl", "F7a")
 
 # %% [markdown]
 # ## Deviations, and points the paper leaves open

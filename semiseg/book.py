@@ -1,4 +1,4 @@
-"""The book without a CDN: plotly figures and MathJax are served with the pages.
+"""The book without a CDN: plotly figures, MathJax and the records that tables link to are served with the pages.
 
 Used twice: as a `myst_nb.mime_renderers` entry point (`PlotlyRenderer`, named in pyproject.toml) and as a Sphinx
 extension (`setup`, named in _config.yml).
@@ -7,6 +7,7 @@ extension (`setup`, named in _config.yml).
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import resources, util
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ PLOTLY_SCRIPT = "plotly.min.js"
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"
 MATHJAX_SCRIPT = "tex-svg-full.js"  # the one build of MathJax that needs no fonts beside it
 FIGURE_CLASS = "plotly-figure"
+LOCAL = "local"  # as in semiseg.runs, whose import would load PyTorch
 
 DRAW_FIGURES = """\
 for (const script of document.querySelectorAll("script[data-plotly]")) {
@@ -93,9 +95,23 @@ def drop_remote_kernels(app: Any, doctree: nodes.document) -> None:
             node.parent.remove(node)
 
 
+def copy_records(app: Any, exception: Exception | None) -> None:
+    """Put runs/**/run.json beside the pages, at the place where tables in notebooks link to it."""
+    if exception is not None or app.builder.format != "html":
+        return
+    root = Path(app.srcdir) / "runs"
+    for record in sorted(root.glob("*/*/run.json")):
+        folder = record.parent.relative_to(root)
+        if folder.parts[0] != LOCAL:
+            target = Path(app.outdir) / "runs" / folder
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record, target / record.name)
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx hook."""
     app.connect("config-inited", serve_scripts)
     app.connect("html-page-context", choose_scripts)
+    app.connect("build-finished", copy_records)
     app.connect("doctree-resolved", lambda app, doctree, name: drop_remote_kernels(app, doctree), priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

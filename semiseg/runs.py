@@ -1,10 +1,4 @@
-"""Run records: one folder per run with run.json (what was done, and what came out) and metrics.csv (every epoch).
-
-python -m semiseg.runs latest            one line about the newest run
-python -m semiseg.runs list              one line per run
-python -m semiseg.runs keep FOLDER...    copy finished local runs to runs/, to be committed, without their weights
-python -m semiseg.runs publish FOLDER... the same with weights, for runs that a committed notebook shows
-"""
+"""Run records: one folder per run with run.json (what was done, and what came out) and metrics.csv (every epoch)."""
 
 from __future__ import annotations
 
@@ -163,29 +157,3 @@ def keep(folder: Path, root: Path, weights: bool = False) -> Path:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     return target
-
-
-def main(arguments: list[str]) -> int:
-    from .notebook import repo_root
-
-    root = repo_root(Path(__file__).parent) / "runs"
-    match arguments:
-        case ["list"]:
-            print("\n".join(run.line() for run in find_runs(root, local=True)))
-        case ["latest"]:
-            runs = find_runs(root, local=True)
-            if not runs:
-                print(f"no finished run under {root}")
-                return 1
-            print(max(runs, key=lambda run: (run.folder / RECORD).stat().st_mtime).line())
-        case ["keep" | "publish" as verb, *folders] if folders:
-            for folder in folders:
-                print(keep(Path(folder), root, weights=verb == "publish"))
-        case _:
-            print(__doc__)
-            return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

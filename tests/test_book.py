@@ -97,3 +97,15 @@ def test_missing_mathjax_is_an_error_not_a_cdn(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(book, "MATHJAX_PACKAGE", "no-such-package")
     with pytest.raises(ModuleNotFoundError, match=r"no-such-package.*semiseg\[book\]"):
         book.mathjax_script()
+
+
+def test_records_that_tables_link_to_lie_beside_the_pages(tmp_path: Path) -> None:
+    for name in ("digits-tiny/cps-1_8-seed0", "local/digits-tiny"):
+        (tmp_path / "src" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "src" / "runs" / name / "run.json").write_text(name)
+    app = SimpleNamespace(builder=SimpleNamespace(format="html"), srcdir=tmp_path / "src", outdir=tmp_path / "out")
+    book.copy_records(app, RuntimeError("the build failed"))
+    assert not (tmp_path / "out").exists()
+    book.copy_records(app, None)
+    found = [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.json")]
+    assert found == ["runs/digits-tiny/cps-1_8-seed0/run.json"]

@@ -11,7 +11,7 @@ from semiseg.notebook import parse_split, repo_root
 from semiseg.runs import Run
 
 NOTEBOOKS = repo_root() / "notebooks"
-RUNS = {"wpl": "unimatch+wpl", "upc": "mean_teacher+upc"}  # notebooks whose run is not named like them
+RUNS = {"wpl": "unimatch+wpl", "upc": "mean_teacher+upc", "recipe": "cps"}  # notebooks whose run is not named like them
 METHODS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb") if "scale" in papermill.inspect_notebook(p))
 
 

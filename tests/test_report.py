@@ -15,7 +15,7 @@ from semiseg.notebook import repo_root
 from semiseg.recipes import recipe
 from semiseg.report import ddfp as figures
 from semiseg.report import pictures, readme, tables
-from semiseg.runs import RECORD, Run, find_runs, keep, main, table
+from semiseg.runs import RECORD, Run, find_runs, keep, table
 from semiseg.types import IGNORE
 
 
@@ -99,11 +99,26 @@ def test_per_class_shows_absent_classes_as_missing(root: Path) -> None:
 
 def test_readme_block(root: Path) -> None:
     block = readme.results(find_runs(root))
-    assert "| 1_8 | mean teacher | 61.3 ± 3.2 | 62.3 | 3 |" in block
+    assert "| 1_8 | mean teacher | 61.3 ± 3.2 |  | 62.3 | 3 |" in block
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter"
     assert readme.filled(text, block) == f"before\n{readme.BEGIN}\n{block}\n{readme.END}\nafter"
     with pytest.raises(ValueError, match="lost its markers"):
         readme.filled("nothing", block)
+
+
+def test_readme_rows_of_plug_ins_have_their_paired_gain(root: Path) -> None:
+    plain = [r for r in find_runs(root) if r.label == "mean_teacher"]
+    for r, miou in zip(plain[:2], (0.50, 0.61), strict=True):  # 10 below and 2 above their hosts
+        record = json.loads((r.folder / RECORD).read_text())
+        record["recipe"]["upc"] = {}
+        record["last"]["teacher"]["miou"] = miou
+        folder = root / f"plugged{record['recipe']['seed']}"
+        folder.mkdir()
+        (folder / RECORD).write_text(json.dumps(record))
+    block = readme.results(find_runs(root))
+    assert "| 1_8 | mean teacher + UPC | 55.5 ± 7.8 | −4.0 ± 8.5 | 60.5 | 2 |" in block
+    assert block.index("| mean teacher |") < block.index("| mean teacher + UPC |")
+    assert "| 1_8 | mean teacher + UPC | 50.0 | −10.0 | " in readme.results(find_runs(root)[:-1])
 
 
 def test_the_readme_shows_the_committed_records() -> None:
@@ -111,13 +126,9 @@ def test_the_readme_shows_the_committed_records() -> None:
     assert readme.results(runs) in (repo_root() / "README.md").read_text(), "run python -m semiseg.report.readme"
 
 
-def test_commands_of_the_records(root: Path, capsys, monkeypatch, tmp_path: Path) -> None:
+def test_a_run_is_kept_at_its_place(root: Path, tmp_path: Path) -> None:
     target = keep(root / "local/digits-tiny/ddfp-1_8-seed0", tmp_path / "kept")
     assert target == tmp_path / "kept/digits-tiny/ddfp-1_8-seed0" and Run.read(target).miou == 0.7
-    monkeypatch.setattr("semiseg.notebook.repo_root", lambda start=None: root.parent)
-    monkeypatch.setattr("semiseg.runs.find_runs", lambda *_, **__: [])
-    assert main(["latest"]) == 1 and "no finished run" in capsys.readouterr().out
-    assert main(["nonsense"]) == 2 and "latest" in capsys.readouterr().out
 
 
 def test_table_of_no_runs_is_empty_not_an_error() -> None:

@@ -2,6 +2,68 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
+from ..notebook import repo_root
+from ..runs import RECORD, find_runs, keep
+
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+Folders = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
+
+
+def _root() -> Path:
+    """The folder runs/ of the checkout the command is started in."""
+    return repo_root() / "runs"
+
+
+@app.command("list")
+def list_runs() -> None:
+    """One line per finished run, those of this machine (runs/local) included."""
+    for run in find_runs(_root(), local=True):
+        typer.echo(run.line())
+
+
+@app.command()
+def latest() -> None:
+    """One line about the run that finished last."""
+    found = find_runs(_root(), local=True)
+    if not found:
+        typer.echo(f"no finished run under {_root()}")
+        raise typer.Exit(1)
+    typer.echo(max(found, key=lambda run: (run.folder / RECORD).stat().st_mtime).line())
+
+
+@app.command("keep")
+def keep_runs(folders: Folders) -> None:
+    """Copy finished local runs to runs/, to be committed, without their weights."""
+    for folder in folders:
+        typer.echo(keep(folder, _root()))
+
+
+@app.command()
+def publish(folders: Folders) -> None:
+    """Copy finished local runs with their weights, for runs that a committed notebook shows."""
+    for folder in folders:
+        typer.echo(keep(folder, _root(), weights=True))
+
+
+@app.command("missing")
+def list_missing(
+    scale: Annotated[str, typer.Option(help="tiny (the embedded set) or paper.")] = "tiny",
+    limit: Annotated[int, typer.Option(min=1, help="How many commands at most.")] = 20,
+) -> None:
+    """What the tables of the book still want, as commands for a shell, most valuable first."""
+    from ..report.missing import RANKS, missing  # pandas and the tables: only for this command
+    from ..report.wanted import Records
+
+    wanted = missing(Records(find_runs(_root(), local=True)), scale)
+    rank = None
+    for item in wanted[:limit]:
+        if item.rank != rank:
+            rank = item.rank
+            typer.echo(f"# {RANKS[rank]}")
+        typer.echo(item.command)
+    typer.echo(f"# {min(limit, len(wanted))} of {len(wanted)} runs that are wanted and not here")

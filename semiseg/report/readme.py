@@ -15,24 +15,47 @@ from ..notebook import repo_root
 from ..recipes import METHODS, Recipe
 from ..runs import Run, find_runs, table, write_text
 from . import pictures, tables
-from .style import METHOD_TITLES, use_style
+from .style import METHOD_TITLES, PLUG_IN_TITLES, title, use_style
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def results(runs: Sequence[Run]) -> str:
-    """A Markdown table: one row per method and split, mean and standard deviation over seeds."""
+    """A Markdown table: one row per split, method and plug-in, mean and standard deviation over seeds.
+
+    The gain of a plug-in is over its host, paired by seed.
+    """
     tables.same_lists(runs)
     frame = table(list(runs))
-    lines = ["| split | method | mIoU, last epoch | best on validation | seeds |", "|---|---|---|---|---|"]
+    lines = [
+        "| split | method | mIoU, last epoch | paired gain over the host | best on validation | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
     for split in SPLITS:
-        for method in METHODS:
-            rows = frame[(frame.split == split) & (frame.method == method)]
+        here = [r for r in runs if r.record["recipe"]["split"] == split]
+        for label in _labels():
+            rows = frame[(frame.split == split) & (frame.method == label)]
             if len(rows):
-                best = rows.best.mean()
-                name = METHOD_TITLES[method]
-                lines.append(f"| {split} | {name} | {_spread(rows.miou)} | {best:.1f} | {len(rows)} |")
+                best, gain = rows.best.mean(), _gain(here, label)
+                lines.append(f"| {split} | {title(label)} | {_spread(rows.miou)} | {gain} | {best:.1f} | {len(rows)} |")
     return "\n".join(lines)
+
+
+def _labels() -> list[str]:
+    """Every method, each followed by itself with one plug-in, then with both."""
+    added = ("", *(f"+{name}" for name in PLUG_IN_TITLES), "+" + "+".join(PLUG_IN_TITLES))
+    return [method + plug_in for method in METHODS for plug_in in added]
+
+
+def _gain(runs: Sequence[Run], label: str) -> str:
+    """Mean and standard deviation of the paired difference to the host, in points; nothing for a host itself."""
+    host = label.split("+")[0]
+    gains = tables.paired_gain(runs, label, host).gain if label != host else pd.Series(dtype=float)
+    if not len(gains):
+        return ""
+    spread = f" ± {gains.std():.1f}" if len(gains) > 1 else ""
+    unpaired = len(gains) != sum(r.label == label for r in runs)
+    return f"{gains.mean():+.1f}".replace("-", "−") + spread + (f" ({len(gains)} pairs)" if unpaired else "")
 
 
 def _spread(values: pd.Series[float]) -> str:

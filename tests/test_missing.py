@@ -1,0 +1,176 @@
+"""Commands for what is missing: notebooks take their parameters and make the wanted recipes; `semiseg runs`."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import matplotlib
+import papermill
+import pytest
+from papermill.cli import _resolve_type
+from test_paper_tables import made
+from typer.testing import CliRunner
+
+from semiseg.cli import app
+from semiseg.data.digits import Digits
+from semiseg.notebook import parse_split, repo_root
+from semiseg.recipes import Recipe, recipe
+from semiseg.report import missing as module
+from semiseg.report.missing import RANKS, missing
+from semiseg.report.wanted import Records, Setting
+from semiseg.runs import Run
+from semiseg.variants import variant
+
+NOTEBOOKS = repo_root() / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def at_paper_scale() -> list[module.Missing]:
+    return missing(Records([]), "paper")
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[module.Missing]:
+    """Everything the tables want in miniature."""
+    return missing(Records([]))
+
+
+def parameters(command: str) -> tuple[str, str, dict[str, Any]]:
+    """Notebook, output and parameters of a command, as papermill reads them."""
+    program, notebook, out, *pairs = shlex.split(command)
+    assert program == "papermill" and pairs[::3] == ["-p"] * (len(pairs) // 3)
+    return notebook, out, dict(zip(pairs[1::3], map(_resolve_type, pairs[2::3]), strict=True))
+
+
+def recipe_of(command: str) -> Recipe:
+    """What a notebook would train: its cells up to the recipe run with the command's parameters."""
+    notebook, _, given = parameters(command)
+    cells = jupytext.read(NOTEBOOKS / f"{Path(notebook).stem}.py").cells
+    defaults, setup = [c.source for c in cells if c.cell_type == "code"][:2]
+    names: dict[str, Any] = {}
+    exec(defaults, names)
+    names |= given
+    exec(setup.replace("%config", "# %config"), names)
+    return names["settings"]
+
+
+def test_every_command_has_parameters_its_notebook_takes(
+    wanted: list[module.Missing], at_paper_scale: list[module.Missing]
+) -> None:
+    known: dict[str, set[str]] = {}
+    for item in [*wanted, *at_paper_scale]:
+        notebook, out, given = parameters(item.command)
+        takes = known.setdefault(notebook, set(papermill.inspect_notebook(repo_root() / notebook)))
+        assert given.keys() <= takes, item.command
+        assert Path(out).parent == Path("runs") and out.endswith(".ipynb")
+    assert known.keys() == {f"notebooks/{n}.ipynb" for n in ("ddfp", "dgcl", "esl", "wpl", "recipe")}
+
+
+def test_outputs_of_different_commands_do_not_overwrite_each_other(
+    wanted: list[module.Missing], at_paper_scale: list[module.Missing]
+) -> None:
+    everything = [*wanted, *at_paper_scale]
+    assert (
+        len({parameters(m.command)[1] for m in everything}) == len({m.command for m in everything}) == len(everything)
+    )
+
+
+def test_the_notebook_of_any_recipe_makes_what_is_wanted(wanted: list[module.Missing]) -> None:
+    checked = 0
+    for item in wanted:
+        notebook, _, given = parameters(item.command)
+        if notebook == "notebooks/recipe.ipynb":
+            words = [given.get(name, "") for name in ("method", "plug_ins", "changes")]
+            made_here = variant(
+                *words, data="digits", split=parse_split(given["split"]), scale="tiny", seed=given["seed"]
+            )
+            assert made_here == item.want.recipe(item.setting, item.seed), item.command
+            checked += 1
+    assert checked > 300
+
+
+def test_notebooks_make_what_is_wanted_of_their_parameters(
+    wanted: list[module.Missing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Digits()
+    monkeypatch.setattr("semiseg.notebook.Digits", lambda: data)
+    matplotlib.use("Agg")
+    chosen: dict[tuple[str, bool], module.Missing] = {}
+    for item in wanted:
+        notebook, _, given = parameters(item.command)
+        if item.seed:  # not the default
+            chosen.setdefault((notebook, bool(given.get("changes"))), item)
+    assert len(chosen) == 6
+    for item in chosen.values():
+        assert recipe_of(item.command) == item.want.recipe(item.setting, item.seed), item.command
+
+
+def test_a_record_is_wanted_no_more(wanted: list[module.Missing], tmp_path: Path) -> None:
+    first = wanted[0]
+    run = made(tmp_path, first.want.recipe(first.setting, first.seed), 0.5)
+    left = missing(Records([run]))
+    assert len(left) == len(wanted) - 1 and first.command not in {m.command for m in left}
+    other = made(tmp_path, replace(first.want.recipe(first.setting, first.seed), split="other"), 0.5)
+    assert len(missing(Records([other]))) == len(wanted)
+
+
+def test_the_most_valuable_come_first(wanted: list[module.Missing]) -> None:
+    assert [m.rank for m in wanted] == sorted(m.rank for m in wanted) and {m.rank for m in wanted} == {0, 1, 2}
+    for rank in range(len(RANKS)):
+        seeds = [m.seed for m in wanted if m.rank == rank]
+        assert seeds == sorted(seeds) and set(seeds) == {0, 1, 2}
+    assert (wanted[0].want.method, wanted[0].setting) == ("supervised", Setting("digits", "tiny", "1_8"))
+    ablations = [m for m in wanted if m.rank == 1 and m.seed == 0]
+    assert {t for m in ablations[:14] for t in m.tables} >= {("ddfp", "5"), ("ddfp", "6"), ("dgcl", "7"), ("esl", "4")}
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown scale 'smoke'; expected one of tiny, paper"):
+        missing(Records([]), "smoke")
+
+
+# --- the command line ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("semiseg.cli.runs.repo_root", lambda: tmp_path)
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["runs", *words])
+    return result.exit_code, result.output
+
+
+def test_missing_prints_commands_up_to_the_limit(checkout: Path) -> None:
+    code, text = run("missing", "--limit", "3")
+    lines = text.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines] == ["#", "papermill", "papermill", "papermill", "#"]
+    assert lines[0] == f"# {RANKS[0]}" and lines[-1].startswith("# 3 of ")
+    made(
+        checkout / "runs", missing(Records([]))[0].want.recipe(Setting("digits", "tiny", "1_8")), 0.5, name="local/x/y"
+    )
+    assert lines[1] not in run("missing", "--limit", "3")[1]
+    assert run("missing", "--limit", "0")[0] == 2
+
+
+def test_list_latest_keep_and_publish(checkout: Path) -> None:
+    assert run("latest") == (1, f"no finished run under {checkout / 'runs'}\n")
+    r = recipe("cps")
+    local = made(checkout / "runs", r, 0.612, name=f"local/{r.name}")
+    (local.folder / "model.safetensors").write_text("weights")
+    code, text = run("latest")
+    assert code == 0 and "mIoU 61.20 (teacher, last epoch)" in text and run("list") == (0, text)
+    code, text = run("keep", str(local.folder))
+    kept = checkout / "runs" / r.name
+    assert code == 0 and text.strip() == str(kept) and Run.read(kept).miou == 0.612
+    assert not (kept / "model.safetensors").exists()
+    run("publish", str(local.folder))
+    assert (kept / "model.safetensors").read_text() == "weights"
+    result = CliRunner().invoke(app, ["runs", "keep", str(checkout / "nothing")])
+    assert isinstance(result.exception, FileNotFoundError) and "no finished run" in str(result.exception)
+    assert run("keep")[0] == 2
