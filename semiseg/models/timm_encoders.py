@@ -1,8 +1,8 @@
 """Encoders of timm as `backbone="timm:NAME"`; needs `pip install 'semiseg[timm]'`, imported where it is asked for.
 
-Convolutional encoders are dilated to the output stride by timm itself.  Plain vision transformers (ViT, DINOv2) have one
-grid of patches: a map after a quarter of the blocks stands in for low-level features, the last one is deep; both are
-resized to the strides that the decoder expects, and position embeddings are interpolated to the size of the image.
+Convolutional encoders are dilated to the output stride by timm itself.  Plain vision transformers (ViT, DINOv2) have
+one grid of patches: a map after a quarter of the blocks stands in for low-level features, the last one is deep; both
+are resized to the strides that the decoder expects, and position embeddings are interpolated to the image's size.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class _Encoder(nn.Module):
 
     low_channels: int
     deep_channels: int
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, net: nn.Module, output_stride: int) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class TimmTransformer(_Encoder):
         super().__init__(net, output_stride)
         depth: int = len(net.blocks)  # type: ignore[arg-type]
         self.indices = [max(0, depth // 4 - 1), depth - 1]
-        self.patch: tuple[int, int] = tuple(net.patch_embed.patch_size)  # type: ignore[union-attr, arg-type, assignment]
+        self.patch: tuple[int, int] = tuple(net.patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
         self.low_channels = self.deep_channels = int(net.embed_dim)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
