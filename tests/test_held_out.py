@@ -63,7 +63,7 @@ def test_nothing_can_be_held_out_of_one_image_or_of_single_witnesses() -> None:
     with pytest.raises(ValueError, match="none of 1 labeled images can be held out"):
         hold_out(DATA, SPLIT.labeled[:1], 0.5, 0)
     by_class = {int(DATA.mask(key).max()): key for key in DATA.train}
-    with pytest.raises(ValueError, match="none of 3 labeled images can be held out.*set held_out to 0"):
+    with pytest.raises(ValueError, match=r"none of 3 labeled images can be held out.*set held_out to 0"):
         hold_out(DATA, tuple(by_class.values()), 0.5, 0)
     with pytest.raises(ValueError, match=r"held_out is a share of the labeled images in \[0, 1\), got 1"):
         Evaluation(held_out=1)
