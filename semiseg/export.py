@@ -123,7 +123,7 @@ def card(run: Run, config: Mapping[str, Any]) -> str:
         ("source run", f"`{run.folder.name}`, recipe SHA256 `{r['recipe_sha256']}`"),
         ("weights", f"`{WEIGHTS}`, SHA256 `{config['weights_sha256']}`"),
     ]
-    e = recipe["evaluation"]
+    e, iou = recipe["evaluation"], [_percent(v) for v in scores["iou"]]
     how = {"whole": "whole images", "center_crop": f"center crops of {e['size']}", "sliding": f"windows of {e['size']}"}
     return "\n\n".join(
         [
@@ -134,7 +134,7 @@ def card(run: Run, config: Mapping[str, Any]) -> str:
             "## Scores",
             f"On {data['val']} validation images ({how[e['protocol']]}), from the record of the source run: "
             f"mIoU {100 * scores['miou']:.2f} %, pixel accuracy {100 * scores['pixel_accuracy']:.2f} %.",
-            _markdown(("class", "IoU, %"), [(n, _percent(v)) for n, v in zip(data["classes"], scores["iou"], strict=True)]),
+            _markdown(("class", "IoU, %"), [*zip(data["classes"], iou, strict=True)]),
             "## Use",
             "```sh\nsemiseg predict . IMAGES --out predictions\n```",
             "```python\nfrom semiseg.model import load_model\nfrom semiseg.predict import read_image\n\n"
@@ -152,8 +152,8 @@ def card(run: Run, config: Mapping[str, Any]) -> str:
 def _limits(unseen: Sequence[str], record: Mapping[str, Any]) -> str:
     o = record["recipe"]["optimization"]
     lines = [
-        f"- It was trained on crops of {o['crop']} pixels, resized by {o['resize'][0]:g} to {o['resize'][1]:g}; objects "
-        "much smaller or larger in the image were not seen.",
+        f"- It was trained on crops of {o['crop']} pixels, resized by {o['resize'][0]:g} to {o['resize'][1]:g}; "
+        "objects much smaller or larger in the image were not seen.",
         "- Every pixel gets one of the classes above, whatever it shows; images unlike the training data get confident "
         "nonsense too.",
         "- One run with one seed: another seed scores differently.",

@@ -191,6 +191,14 @@ def evaluate_model(model: Model, data: SegmentationData, part: str = "val") -> S
     return score(model.network)
 
 
+def recorded(model: Model, data: SegmentationData, part: str) -> Mapping[str, Any] | None:
+    """What the run's own record says about the same images; None where it says nothing."""
+    if part != "val" or not (model.folder / RECORD).is_file():
+        return None
+    run = Run.read(model.folder)
+    return run.exported if run.record["data"]["sha256"] == data.sha256 else None
+
+
 def images_of(folder: Path, data: SegmentationData, part: str) -> tuple[str, ...]:
     """Ids of a part of a data set that have a mask."""
     if part not in PARTS:

@@ -34,7 +34,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the scores to this file")] = None,
 ) -> None:
     """Score a model: IoU per class, mIoU and pixel accuracy, by the protocol that its record states."""
-    from ..model import evaluate_model, load_model, score_record, score_table
+    from ..model import evaluate_model, load_model, recorded, score_record, score_table
     from ..notebook import open_data
     from ..runs import write_text
 
@@ -44,6 +44,8 @@ def evaluate(
     scores = evaluate_model(model, images, split)
     typer.echo(score_table(scores, model.classes).round(2).to_string(na_rep="-"))
     typer.echo(f"\n{images.name}, {split}: mIoU {100 * scores.miou:.2f}, pixel accuracy {scores.pixel_accuracy:.2%}")
+    if known := recorded(model, images, split):
+        typer.echo(f"in the record of the run: mIoU {100 * known['miou']:.2f}")
     if json_file is not None:
         write_text(json_file, json.dumps(score_record(model, images, split, scores), indent=1))
 

@@ -88,10 +88,9 @@ def lr_hint(usual: Recipe, made: Recipe) -> str:
     rate = before.lr * now.batch / before.batch
     if abs(now.lr / rate - 1) < 1e-6:
         return ""
-    steps = f"; with {before.batch / now.batch:g} times the epochs it sees as many images" if now.epoch_steps else ""
     return (
-        f"batch {now.batch} instead of the recipe's {before.batch}, with learning rate {now.lr:g}: in proportion to the "
-        f"batch it would be --lr {rate:g}{steps}"
+        f"batch {now.batch} instead of the recipe's {before.batch}, learning rate {now.lr:g}: in proportion to "
+        f"the batch it would be --lr {rate:g}"
     )
 
 
