@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from toys import command
 
@@ -78,7 +79,8 @@ def test_a_data_set_with_other_classes_is_refused(model: Model) -> None:
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
 def test_runs_that_are_none(verb: str, run: Run, tmp_path: Path) -> None:
-    more = {"evaluate": (), "predict": (tmp_path,), "export": (tmp_path / "out",)}[verb]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    more = {"evaluate": (), "predict": (tmp_path / "a.png",), "export": (tmp_path / "out",)}[verb]
     result = command(verb, tmp_path / "nowhere", *more)
     assert isinstance(result.exception, FileNotFoundError) and "no finished run in" in str(result.exception)
     bare = tmp_path / "bare"
