@@ -218,7 +218,7 @@ temporary.cleanup()
 # ## The same from a shell
 #
 # ```sh
-# semiseg data check folder --root /path/mine
+# semiseg data check --data folder --root /path/mine
 # semiseg train --data folder --root /path/mine --split full --method mean_teacher --held-out 0.2 --out runs/mine
 # semiseg evaluate runs/mine --root /path/mine
 # semiseg predict runs/mine '/path/new/**/*.jpg' --out /path/predictions --entropy

@@ -14,7 +14,7 @@ from semiseg.build import load_exported
 from semiseg.checkpoint import Keep
 from semiseg.data.held_out import held_out_of, hold_out
 from semiseg.data.splits import seeded_split
-from semiseg.evaluate import scorer
+from semiseg.evaluate import Scores, scorer
 from semiseg.options import Evaluation
 from semiseg.recipes import Recipe, recipe
 from semiseg.runs import Run, keep
@@ -113,6 +113,23 @@ def test_an_earlier_epoch_can_be_selected(tmp_path: Path, monkeypatch: pytest.Mo
     found = scorer(r.evaluation, DATA, DATA.val, 32)(teacher).miou
     assert found == run.record["selected"]["teacher"]["miou"]
     assert run.metrics.miou_teacher[1] == pytest.approx(found, rel=1e-5)
+
+
+def test_the_choice_is_by_held_out_scores_whatever_validation_says(tmp_path: Path) -> None:
+    from semiseg.selection import Selection
+
+    class Host(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = self.student = torch.nn.Linear(1, 1)
+
+    held, rows = iter((0.5, 0.5, 0.8, 0.8, 0.7, 0.7)), []
+    select = Selection(tmp_path, lambda network: Scores(next(held), 0.0, (), ()))
+    for epoch, val in enumerate((0.9, 0.1, 0.99), 1):
+        both = {name: Scores(val, 0.0, (), ()) for name in ("student", "teacher")}
+        rows.append({"epoch": epoch, "miou_teacher": val} | select(Host(), rows, both, epoch))
+    chosen = select.export(tmp_path / "model.safetensors")
+    assert (chosen["epoch"], chosen["teacher"]["miou"], chosen["held_out"]["teacher"]["miou"]) == (2, 0.1, 0.8)
 
 
 def test_validation_masks_do_not_take_part(finished: Run, tmp_path: Path) -> None:
