@@ -70,12 +70,15 @@ class Optimization:
     power: float = 0.9
     ohem: bool = False
     strong_labels: bool = False  # colors of the strong view on labeled images too: the control for augmentation alone
+    clip_norm: float | None = later(None)  # longest gradient of all parameters together
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
         positive(crop=self.crop, batch=self.batch, epochs=self.epochs, lr=self.lr, head_lr_factor=self.head_lr_factor)
         if self.epoch_steps is not None:
             positive(epoch_steps=self.epoch_steps)
+        if self.clip_norm is not None:
+            positive(clip_norm=self.clip_norm)
         if not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"resize must be 0 < low <= high, got {self.resize}")
 

@@ -19,6 +19,7 @@ METHOD_TITLES = {
     "ael": "AEL",
     "stpp": "ST++",
     "u2pl": "U2PL",
+    "mask2former": "Mask2Former",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",
