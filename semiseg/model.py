@@ -208,7 +208,7 @@ def images_of(folder: Path, data: SegmentationData, part: str) -> tuple[str, ...
     path = folder / f"{part}.txt"
     if part != "train" and not path.is_file():
         raise FileNotFoundError(f"{folder} has no list {path.name}")
-    ids = data.train if part == "train" else read_list(path)
+    ids = data.train if part == "train" else read_list(path, set(data.train))
     if strangers := [key for key in ids if key not in set(data.train)]:
         raise ValueError(f"{path} names {len(strangers)} images that {data.name} does not have, first: {strangers[0]}")
     with_mask = tuple(key for key in ids if data.mask(key) is not None)

@@ -10,7 +10,7 @@ import typer
 
 from .train import train
 
-Data = Annotated[str, typer.Option(help="digits, voc, ...; empty: the data set that the run was trained on")]
+Data = Annotated[str, typer.Option(help="digits, voc, folder, ...; empty: the data set that the run was trained on")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:N")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run, or of an exported model")]
 
@@ -29,6 +29,7 @@ def evaluate(
     root: Annotated[str, typer.Option(help="folder of the data set")] = "",
     classes: Annotated[str, typer.Option(help="as in training; empty: those of the model")] = "",
     train_list: Annotated[str, typer.Option(help="voc: the list of training images")] = "train_aug",
+    longest: Annotated[int, typer.Option(help="as in training")] = 0,
     split: Annotated[str, typer.Option(help="val, train, labeled, unlabeled or held_out")] = "val",
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the scores to this file")] = None,
@@ -40,7 +41,7 @@ def evaluate(
 
     model = load_model(run, device)
     name = data or model.recipe.data
-    images = open_data(name, root, classes or model.classes_asked(name), train_list)
+    images = open_data(name, root, classes or model.classes_asked(name), train_list, longest=longest)
     scores = evaluate_model(model, images, split)
     typer.echo(score_table(scores, model.classes).round(2).to_string(na_rep="-"))
     typer.echo(f"\n{images.name}, {split}: mIoU {100 * scores.miou:.2f}, pixel accuracy {scores.pixel_accuracy:.2%}")

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 def train(
     method: Annotated[str, typer.Option(help="supervised, mean_teacher, unimatch, ddfp, ...")] = "mean_teacher",
-    data: Annotated[str, typer.Option(help="digits (embedded), voc, ...")] = "digits",
+    data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "digits",
     root: Annotated[str, typer.Option(help="folder of the data set")] = "",
     split: Annotated[str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2 or full")] = "1_8",
     scale: Annotated[str, typer.Option(help="smoke (seconds), tiny (minutes) or paper")] = "tiny",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     out: Annotated[Path | None, typer.Option(help="folder of the run; none: below runs/local")] = None,
     labeled_list: Annotated[str, typer.Option(help="a list file of labeled images instead of --split")] = "",
-    classes: Annotated[str, typer.Option(help="classes, separated by commas; empty: all")] = "",
+    classes: Annotated[str, typer.Option(help="names separated by commas, or a TOML file in root")] = "",
     train_list: Annotated[str, typer.Option(help="voc: the list of training images")] = "train_aug",
+    unlabeled: Annotated[str, typer.Option(help="folder of further unlabeled images")] = "",
+    longest: Annotated[int, typer.Option(help="shrink images to so many pixels on the longer side; 0: not")] = 0,
     upc: Annotated[bool, typer.Option("--upc", help="plug UPC in")] = False,
     wpl: Annotated[bool, typer.Option("--wpl", help="plug WPL in")] = False,
     backbone: Annotated[str, typer.Option(help="encoder; timm:NAME for one of timm")] = "",
@@ -48,7 +50,7 @@ def train(
     usual = recipe(method, data, parse_split(split), scale, seed_number(seed))  # type: ignore[arg-type]
     made = replace(usual, upc=UPC() if upc else None, wpl=WPL() if wpl else None)
     made = _changed(made, backbone, weights, crop, batch, epochs, lr, held_out)
-    images = open_data(data, root, classes, train_list)
+    images = open_data(data, root, classes, train_list, unlabeled=unlabeled, longest=longest)
     partition = open_split(images, made.split, seed, labeled_list)
     made = replace(made, split=partition.name)
     if hint := lr_hint(usual, made):
