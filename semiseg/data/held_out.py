@@ -10,7 +10,6 @@ from torch import bincount
 
 from ..types import IGNORE
 from .dataset import SegmentationData
-from .splits import read_list
 
 HELD_OUT = "held_out.txt"  # in the folder of a run
 
@@ -53,7 +52,7 @@ def hold_out(
 def held_out_of(folder: Path) -> tuple[str, ...]:
     """Ids that a finished run held out; none where it used all labeled images."""
     path = folder / HELD_OUT
-    return read_list(path) if path.is_file() else ()
+    return tuple(path.read_text().splitlines()) if path.is_file() else ()
 
 
 def _classes(data: SegmentationData, key: str) -> frozenset[int]:
