@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .build import build_network, load_exported
+from .build import build, load_exported
 from .data.dataset import SegmentationData
 from .data.digits import Digits
 from .data.splits import read_list
@@ -134,8 +134,7 @@ def _exported(folder: Path, device: torch.device) -> Model:
 
 def network_of(recipe: Recipe, classes: int) -> nn.Module:
     """The network of a recipe with random weights; nothing is downloaded."""
-    values = recipe.as_dict()
-    return build_network(Recipe.from_dict({**values, "network": {**values["network"], "weights": None}}), classes)
+    return build(replace(recipe, network=replace(recipe.network, weights=None)), classes).student
 
 
 def find_device(name: str) -> torch.device:
