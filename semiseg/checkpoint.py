@@ -14,6 +14,7 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 _NAME = "checkpoint-{:07d}"
+_EXPORTED = ("teacher.model.", "perturb.", "auxiliary.parts.", "weigh.")
 Epoch = int | Literal["best"]
 
 
@@ -65,13 +66,27 @@ def load_module(checkpoint: Path, module: nn.Module, state: dict[str, Any]) -> N
     module.load_state_dict({**tensors, **state["extra"]})
 
 
+def export_weights(host: nn.Module, path: Path) -> None:
+    """What a finished run keeps of a host: the teacher, and DDFP's flow, ESL's prototypes, WPL's banks."""
+    tensors = {k: v for k, v in host.state_dict().items() if k.startswith(_EXPORTED) and isinstance(v, torch.Tensor)}
+    write_tensors(tensors, path)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file, whole or absent."""
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
+    os.replace(part, path)
+
+
 @dataclass(frozen=True)
 class Keep:
     """The weights of one of a host's networks, kept on the way: after some epochs, and where it scored best.
 
     network: "student" or "teacher".
     epochs: after which it is kept, counted from 1.
-    best: also the one with the highest mIoU of all epochs scored on the validation set.
+    best: also the one with the highest mIoU of all epochs scored: on held-out labeled images where the recipe holds
+        some out, otherwise on the validation set.
     """
 
     network: Literal["student", "teacher"] = "student"
@@ -82,7 +97,8 @@ class Keep:
         """Keep the network if the last of the rows, one per epoch so far, is one of those epochs."""
         if rows[-1]["epoch"] in self.epochs:
             self._write(self.path(folder, rows[-1]["epoch"]), host)
-        scores = [row.get(f"miou_{self.network}", -1.0) for row in rows]
+        by = "held_out" if any(f"held_out_{self.network}" in row for row in rows) else "miou"
+        scores = [row.get(f"{by}_{self.network}", -1.0) for row in rows]
         if self.best and scores[-1] > max(scores[:-1], default=-1.0):
             self._write(self.path(folder, "best"), host)
 
@@ -101,9 +117,7 @@ class Keep:
 
     def _write(self, path: Path, host: Any) -> None:
         tensors = self.network_of(host).state_dict()
-        part = path.with_name(path.name + ".part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}, part)
-        os.replace(part, path)
+        write_tensors({k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, path)
 
     def read(self, folder: Path, epoch: Epoch, host: Any) -> nn.Module:
         """That network with the weights of an epoch, in a host built like the one it came from, for evaluation.

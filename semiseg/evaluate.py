@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from .data.dataset import SegmentationData
+from .data.loader import evaluation_batches
+from .data.transforms import MEAN, STD
+from .options import Evaluation
 from .types import IGNORE
 
 Protocol = Literal["whole", "center_crop", "sliding"]
@@ -127,3 +132,20 @@ def evaluate(
     for module, mode in modes.items():
         module.training = mode
     return Scores.of(matrix.compute().cpu())
+
+
+def scorer(e: Evaluation, data: SegmentationData, ids: Sequence[str], batch: int = 1) -> Callable[[nn.Module], Scores]:
+    """A protocol on some images of a data set: network -> Scores.  `batch`: neighbors of equal size in one pass."""
+    black = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
+    predict = partial(sliding, size=e.size, step=e.step) if e.protocol == "sliding" else whole
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _, images, masks in evaluation_batches(data, ids, batch=batch):
+            yield center_crop(images, masks, e.size, black) if e.protocol == "center_crop" else (images, masks)
+
+    return lambda network: evaluate(network, batches(), len(data.classes), predict)
+
+
+def batch_of(data: str) -> int:
+    """Images per pass in the evaluation of runs on a data set of that name: the embedded scenes are small."""
+    return 32 if data == "digits" else 1

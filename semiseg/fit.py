@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,21 @@ import pandas as pd
 import torch
 import torch.nn as nn
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import evaluate as ev
 from .build import build, loading
-from .checkpoint import Keep, checkpoints, load_module, load_state, save_checkpoint
+from .checkpoint import Keep, checkpoints, export_weights, load_module, load_state, save_checkpoint
 from .data.boxes import Detections
 from .data.dataset import SegmentationData
-from .data.loader import evaluation_batches, training_batches
+from .data.loader import training_batches
 from .data.splits import Split
-from .data.transforms import MEAN, STD
 from .options import Optimization
 from .recipes import Recipe
 from .runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_text
+from .selection import Selection
 from .statistics import EpochMean
 from .types import Batch, Host, Step
 
@@ -48,6 +45,7 @@ class Fit:
     unlabeled: whether batches bring unlabeled images.
     keep: whose weights are kept on the way.
     objects: detected boxes of every unlabeled image (WPL).
+    held_out: labeled images, in no list of the split, that choose the epoch to export; none: the last one is.
     """
 
     recipe: Recipe
@@ -59,6 +57,7 @@ class Fit:
     unlabeled: bool = True
     keep: Keep | None = None
     objects: Detections | None = None
+    held_out: tuple[str, ...] = ()
     workers: int = 0
     progress: bool = True
 
@@ -81,7 +80,8 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     host, losses_of, optimizer = _set_up(fabric, task)
     rates = [group["lr"] for group in optimizer.param_groups]
     rows, start = _resume(fabric, task.folder, host, optimizer)
-    score, scores = _scorer(task.recipe, task.data), dict[str, ev.Scores]()
+    score, scores = _scorer(task, task.data.val), dict[str, ev.Scores]()
+    select = Selection(task.folder, _scorer(task, task.held_out)) if task.held_out else None
     bar = tqdm(total=task.steps, initial=start, disable=not (task.progress and writes), file=sys.stdout, mininterval=2)
     sums, began = EpochMean(), time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     for step, batch in enumerate(_batches(fabric, task, start), start):
@@ -106,6 +106,8 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         if writes and (epoch % task.recipe.evaluation.every == 0 or epoch == o.epochs):
             scores = _both(host, score)
             row |= {f"miou_{name}": found.miou for name, found in scores.items()}
+            if select is not None:
+                row |= select(host, rows, scores, epoch)
         rows.append({**row, "seconds": time.perf_counter() - began})
         sums = EpochMean()
         if writes:
@@ -117,7 +119,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
             break
     bar.close()
     if writes and rows[-1]["epoch"] == o.epochs:
-        _finish(dict(task.record), task.folder, host, rows, scores or _both(host, score))
+        _finish(dict(task.record), task.folder, host, rows, scores or _both(host, score), select)
     fabric.barrier()
 
 
@@ -198,30 +200,24 @@ def _both(host: Any, score: Callable[[nn.Module], ev.Scores]) -> dict[str, ev.Sc
     return {name: score(getattr(host, name)) for name in NETWORKS}
 
 
-def _scorer(recipe: Recipe, data: SegmentationData) -> Callable[[nn.Module], ev.Scores]:
-    """The recipe's evaluation protocol on the validation images."""
-    e = recipe.evaluation
-    black = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
-    predict = partial(ev.sliding, size=e.size, step=e.step) if e.protocol == "sliding" else ev.whole
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for _, images, masks in evaluation_batches(data, data.val, batch=32 if recipe.data == "digits" else 1):
-            yield ev.center_crop(images, masks, e.size, black) if e.protocol == "center_crop" else (images, masks)
-
-    return lambda network: ev.evaluate(network, batches(), len(data.classes), predict)
+def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
+    """The recipe's evaluation protocol on some images."""
+    return ev.scorer(task.recipe.evaluation, task.data, ids, ev.batch_of(task.recipe.data))
 
 
 def _finish(
-    record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores]
-) -> None:
-    """Export the teacher (and DDFP's flow, ESL's prototypes, WPL's banks) and complete the record."""
+    record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
+    select: Selection | None,
+) -> None:  # fmt: skip
+    """Export the weights of the last epoch, or of the selected one, and complete the record."""
     best = {}
     for name in NETWORKS:
         row = max((r for r in rows if f"miou_{name}" in r), key=lambda r: r[f"miou_{name}"])
         best[name] = {"epoch": row["epoch"], "miou": row[f"miou_{name}"]}
-    kept = ("teacher.model.", "perturb.", "auxiliary.parts.", "weigh.")
-    tensors = {k: v for k, v in host.state_dict().items() if k.startswith(kept) and isinstance(v, Tensor)}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
+    if select is None:
+        export_weights(host, part / WEIGHTS)
+    else:
+        record["selected"] = select.export(part / WEIGHTS)
     last = {name: vars(found) for name, found in scores.items()}
     record |= {
         "last": {**last, "epoch": rows[-1]["epoch"], "step": rows[-1]["step"]},

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from .losses import Divisor
 from .models.backbones import BACKBONES
+from .models.timm_encoders import PREFIX, check_name
 
 
 def one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
@@ -35,7 +36,7 @@ def later(default: Any) -> Any:
 class Network:
     """DeepLabV3+ and its encoder."""
 
-    backbone: str = "resnet101"
+    backbone: str = "resnet101"  # one of BACKBONES, or "timm:NAME"
     output_stride: int = 16
     weights: str | None = "imagenet"  # "imagenet", a file, or None
     width: int = 256
@@ -44,7 +45,10 @@ class Network:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        one_of("backbone", self.backbone, BACKBONES)
+        if self.backbone.startswith(PREFIX):
+            check_name(self.backbone)
+        else:
+            one_of("backbone", self.backbone, (*BACKBONES, f"{PREFIX}NAME"))
         one_of("output stride", self.output_stride, (8, 16))
         positive(width=self.width, low_width=self.low_width)
 
@@ -304,9 +308,12 @@ class Evaluation:
     size: int = 513
     step: int = 0  # of the sliding window
     every: int = 1  # epochs; the last one is always scored
+    held_out: float = later(0.0)  # share of the labeled images, not learned from, that chooses the epoch to export
 
     def __post_init__(self) -> None:
         one_of("evaluation protocol", self.protocol, ("whole", "center_crop", "sliding"))
         positive(every=self.every, size=self.size)
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is a share of the labeled images in [0, 1), got {self.held_out}")
         if self.protocol == "sliding" and not 0 < self.step <= self.size:
             raise ValueError(f"sliding evaluation needs 0 < step <= size, got step={self.step}, size={self.size}")

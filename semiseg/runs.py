@@ -21,7 +21,7 @@ from .recipes import label_of
 
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
 DETECTIONS = "detections.safetensors"  # and .json; of runs that asked a detector
-LISTS = ("labeled.txt", "unlabeled.txt")
+LISTS = ("labeled.txt", "unlabeled.txt", "held_out.txt")
 LOCAL = "local"  # runs/local is not committed
 
 
@@ -75,6 +75,11 @@ class Run:
     def miou(self) -> float:
         """The headline: mIoU of the teacher after the last epoch, in [0, 1]."""
         return self.record["last"]["teacher"]["miou"]
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """Validation scores of the exported weights: of the epoch that held-out images selected, else the last one."""
+        return self.record.get("selected", self.record["last"])["teacher"]
 
     def line(self) -> str:
         r, recipe = self.record, self.record["recipe"]

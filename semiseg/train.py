@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ from .checkpoint import checkpoints
 from .data.cached import Cached
 from .data.checks import check
 from .data.dataset import SegmentationData
+from .data.held_out import HELD_OUT, hold_out
 from .data.splits import Split, missing_classes, write_lists
 from .fit import Fit, fit
 from .models.detector import find_objects
 from .recipes import Recipe, differences
 from .runs import DETECTIONS, RECORD, Run, write_text
+from .selection import SELECTED
 from .stages import fit_in_stages, plan
 
 
@@ -72,7 +75,8 @@ def train(
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
     part = folder.with_name(folder.name + ".partial")
-    task = Fit(recipe, data, split, part, record, workers=workers, progress=progress)
+    task = _task(recipe, data, split, part, record)
+    task = replace(task, workers=workers, progress=progress)
     run = fit_in_stages if plan(task) else fit
     with _claimed(part):
         _same_run(part, record)
@@ -86,14 +90,26 @@ def train(
         if not (part / RECORD).is_file():
             raise InterruptedError(f"paused after {stop_after} epochs; call train again to continue {folder}")
         write_lists(split, part)
+        if task.held_out:
+            write_text(part / HELD_OUT, "".join(f"{key}\n" for key in task.held_out))
         for old in (*checkpoints(part), *part.glob("stage*")):
             shutil.rmtree(old)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
-        for name in ("started.json", "lock"):
-            (folder / name).unlink()
+        for name in ("started.json", "lock", *SELECTED):
+            (folder / name).unlink(missing_ok=True)
     return Run.read(folder)
+
+
+def _task(recipe: Recipe, data: SegmentationData, split: Split, part: Path, record: dict[str, Any]) -> Fit:
+    """What is trained on what; held-out images are in neither list, and the record counts them."""
+    share = recipe.evaluation.held_out
+    if not share:
+        return Fit(recipe, data, split, part, record)
+    kept, held = hold_out(data, split.labeled, share, recipe.seed)
+    record["held_out"] = {"images": len(held), "sha256": hashlib.sha256("\n".join(held).encode()).hexdigest()}
+    return Fit(recipe, data, replace(split, labeled=kept), part, record, held_out=held)
 
 
 def _with_objects(task: Fit, shared: Path | None) -> Fit:
@@ -114,7 +130,8 @@ def _record_of(recipe: Recipe, data: SegmentationData, split: Split) -> dict[str
     return {
         "recipe": recipe.as_dict(),
         "recipe_sha256": recipe.sha256,
-        "data": {"name": data.name, "sha256": data.sha256, "classes": list(data.classes), "val": len(data.val)},
+        "data": {"name": data.name, "sha256": data.sha256, "classes": list(data.classes), "val": len(data.val),
+                 "palette": [list(color) for color in data.palette]},
         "split": {
             "name": split.name, "family": split.family, "sha256": split.sha256,
             "labeled": len(split.labeled), "unlabeled": len(split.unlabeled),
@@ -144,7 +161,9 @@ def _same_run(part: Path, record: dict[str, Any]) -> None:
     started = part / "started.json"
     if not started.is_file():
         return
-    found = differences(record, json.loads(started.read_text()))
+    earlier = json.loads(started.read_text())
+    earlier["data"]["palette"] = record["data"]["palette"]  # colors are no matter of identity
+    found = differences(record, earlier)
     if found:
         raise ValueError(
             f"{part} holds an unfinished run that differs in {'; '.join(found[:4])}. "

@@ -1,8 +1,11 @@
 """A network, a batch and a data set small enough for every test."""
 
 import torch
+from click.testing import Result
 from torch import Tensor
+from typer.testing import CliRunner
 
+import semiseg.cli
 from semiseg.models.backbones import make_backbone
 from semiseg.models.deeplabv3plus import DeepLabV3Plus
 from semiseg.types import IGNORE, Batch
@@ -54,3 +57,8 @@ class Blobs:
         g = torch.Generator().manual_seed(1 + sum(map(ord, key)))
         color = torch.tensor(self.palette, dtype=torch.float)[self.mask(key).long()].movedim(-1, 0)
         return (color * 0.6 + 60 * torch.rand(3, self.side, self.side, generator=g)).to(torch.uint8)
+
+
+def command(*arguments: object) -> Result:
+    """`semiseg` with these arguments; an error is in `exception`, as the function behind the command raised it."""
+    return CliRunner().invoke(semiseg.cli.app, [str(a) for a in arguments])

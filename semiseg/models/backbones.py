@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn as nn
@@ -10,8 +11,19 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .timm_encoders import PREFIX, make_timm
+
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 BACKBONES = ("tiny", "mobilenet_v2", *RESNETS)
+
+
+class Encoder(Protocol):
+    """x (B, 3, H, W) -> low-level features at stride 4, deep features at the output stride; a torch module."""
+
+    low_channels: int
+    deep_channels: int
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Backbone(nn.Module):
@@ -72,17 +84,18 @@ def _mobilenet(output_stride: int, weights: str | Path | None) -> Backbone:
     return Backbone(net.features[:4], net.features[4:18], 24, 320)
 
 
-def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None = None) -> Backbone:
+def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None = None) -> Encoder:
     """An encoder by name.
 
     Args:
-        name: one of BACKBONES.
+        name: one of BACKBONES, or "timm:NAME" (`timm_encoders.make_timm`).
         output_stride: 8 or 16; "tiny" has 8.
         weights: "imagenet" (torchvision's, hashed download), a file in torchvision's naming, or None (random).
 
     Raises:
         ValueError: unknown name, stride, or weights that do not fit.
         FileNotFoundError: no such file of weights.
+        ModuleNotFoundError: "timm:NAME" without timm.
     """
     if name == "tiny":
         if weights is not None:
@@ -92,7 +105,9 @@ def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None
         return _mobilenet(output_stride, weights)
     if name in RESNETS:
         return _resnet(name, output_stride, weights)
-    raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)}")
+    if name.startswith(PREFIX):
+        return make_timm(name, output_stride, weights)
+    raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)} or {PREFIX}NAME")
 
 
 def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from ..types import Output
-from .backbones import Backbone
+from .backbones import Encoder
 from .normalization import DualBatchNorm2d
 
 
@@ -42,7 +42,7 @@ class DeepLabV3Plus(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Encoder,
         classes: int,
         *,
         width: int = 256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
+from ..predict import read_image
 from ..runs import Run
 from ..types import IGNORE
 from .style import METHOD_COLORS, title
@@ -96,6 +98,20 @@ def strip(data: SegmentationData, ids: Sequence[str], networks: Mapping[str, nn.
         _show(column[-1], colored(mask.long(), data.palette))
     for ax, name in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(name, fontsize="small")
+    return figure
+
+
+def predicted(files: Mapping[str, Path], out: Path, names: Sequence[str], data: SegmentationData) -> Figure:
+    """One column per image file: the image, its overlay and its entropy as `predict.predict_files` wrote them."""
+    figure, axes = plt.subplots(3, len(names), figsize=(2.2 * len(names), 5.2), squeeze=False)
+    for column, name in zip(axes.T, names, strict=True):
+        _show(column[0], read_image(files[name]).movedim(0, -1).numpy(), name)
+        for ax, kind in zip(column[1:], ("overlays", "entropy"), strict=True):
+            picture = read_image(out / kind / f"{name}.png").movedim(0, -1).numpy()
+            _show(ax, picture)
+    for ax, kind in zip(axes[:, 0], ("image", "prediction", "entropy"), strict=True):
+        ax.set_ylabel(kind, fontsize="small")
+    legend(figure, data)
     return figure
 
 

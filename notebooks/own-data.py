@@ -1,0 +1,229 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (sec-own-data)=
+# # Your own images
+#
+# From a folder of photographs, a few of which have masks, to a trained model and its predictions: check the folder,
+# train, look at the scores, predict new images. Run as it is, this notebook makes a small folder from the embedded
+# scenes, so that every step can be seen at work. With your folder:
+#
+# ```sh
+# papermill notebooks/own-data.ipynb mine.ipynb -p root /path/mine -p photos /path/new -p out /path/predictions
+# ```
+#
+# ## How to lay out a folder
+#
+# ```text
+# mine/images/a.jpg        mine/masks/a.png     an image and its mask, of the same name
+# mine/images/b.jpg                             no mask: it is unlabeled
+# mine/unlabeled/c.jpg                          unlabeled too; this folder is optional
+# mine/val/images/d.jpg    mine/val/masks/d.png validation; without it a fifth of the pairs is taken for it
+# mine/classes.toml                             what masks hold; without it their values are the classes
+# ```
+#
+# A mask is a PNG of the size of its image, one byte per pixel: 0 for the first class, 1 for the second, and 255 where
+# nobody knows. Colored masks can be read too when `classes.toml` lists the colors. **Unlabeled images need no mask**;
+# they are what semi-supervised learning lives on, so bring as many as there are.
+
+# %% tags=["parameters"]
+root = ""  # folder with images and masks; empty: a small one is made
+classes = ""  # names in the order of their ids, or a TOML or JSON file in root; empty: root/classes.toml
+method = "mean_teacher"  # supervised, mean_teacher, unimatch, ddfp, ...
+split = "full"  # share of the images with masks that is labeled: full, or less to see what masks are worth
+seed = 0
+backbone = ""  # tiny, mobilenet_v2, resnet50, resnet101, timm:NAME; empty: by the folder
+weights = ""  # of the encoder: imagenet, or a file, or none; empty: by the folder
+crop = 0  # side of the training crops, pixels; 0: the recipe's
+batch = 0  # labeled images per step, and as many unlabeled; 0: the recipe's
+epochs = 0  # 0: the recipe's
+held_out = 0.0  # share of the labeled images that chooses the epoch, instead of the last one
+longest = 0  # images are shrunk to at most so many pixels on their longer side; 0: not at all
+photos = ""  # new images to predict: a file, a folder or a pattern; empty: those of the made folder, or root/images
+out = ""  # folder for the predictions; empty: a temporary one
+workers = 0  # data loading processes
+
+# %% tags=["hide-input"]
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from semiseg.data.digits import Digits
+from semiseg.data.inspect import inspect
+from semiseg.model import load_model
+from semiseg.notebook import (
+    choice,
+    open_data,
+    open_split,
+    parse_split,
+    seed_number,
+    train_or_reuse,
+    whole_number,
+)
+from semiseg.options import Evaluation
+from semiseg.predict import Wanted, find_images, predict_files
+from semiseg.recipes import METHODS, recipe
+from semiseg.report import pictures, tables
+from semiseg.report.style import use_style
+
+method, split, seed = choice("method", method, METHODS), parse_split(split), seed_number(seed)
+crop, batch, epochs, longest, workers = (
+    whole_number(name, value, 0)
+    for name, value in (
+        ("crop", crop),
+        ("batch", batch),
+        ("epochs", epochs),
+        ("longest", longest),
+        ("workers", workers),
+    )
+)
+use_style()
+# %config InlineBackend.figure_formats = ["retina"]
+
+# %% [markdown]
+# ## A folder made on the spot
+#
+# Scenes with handwriting, and a mask of its ink for a few of them. Four collages of other scenes, larger than any
+# training image, stand for the new photographs. With a `root` of your own nothing is made.
+
+
+# %% tags=["hide-input"]
+def make_folder(folder: Path, masks: int = 24, unlabeled: int = 240, val: int = 64) -> Path:
+    """Scenes in the layout above, the mask 1 where there is ink, and collages of further scenes in photos/."""
+    scenes = Digits()
+    places = {
+        "images": scenes.train[:masks],
+        "unlabeled": scenes.train[masks : masks + unlabeled],
+        "val/images": scenes.val[:val],
+    }
+    for place, keys in places.items():
+        (folder / place).mkdir(parents=True)
+        for key in keys:
+            Image.fromarray(scenes.image(key).movedim(0, -1).numpy()).save(folder / place / f"{key}.png")
+    for place, keys in (("masks", places["images"]), ("val/masks", places["val/images"])):
+        (folder / place).mkdir(parents=True)
+        for key in keys:
+            Image.fromarray((scenes.mask(key).numpy() > 0).astype(np.uint8)).save(folder / place / f"{key}.png")
+    (folder / "photos").mkdir()
+    for number in range(4):
+        six = [scenes.image(key).movedim(0, -1).numpy() for key in scenes.val[val + 6 * number :][:6]]
+        Image.fromarray(np.vstack([np.hstack(six[:3]), np.hstack(six[3:])])).save(
+            folder / "photos" / f"collage-{number + 1}.png"
+        )
+    (folder / "classes.toml").write_text('names = ["background", "ink"]\ncolors = [[0, 0, 0], [230, 25, 75]]\n')
+    return folder
+
+
+temporary = TemporaryDirectory()
+made = not root
+if made:
+    root = make_folder(Path(temporary.name) / "mine")
+images = open_data("folder", str(root), classes, longest=longest)
+partition = open_split(images, split, seed)
+pd.DataFrame(
+    {"images": [len(partition.labeled), len(partition.unlabeled), len(images.val)]},
+    index=pd.Index(["labeled", "unlabeled", "validation"], name="part"),
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-scenes", "caption": "Labeled images of the folder above their masks: if a mask is empty, shifted or in the wrong colors, it shows here."}}
+fig = pictures.scenes(images, partition.labeled[:8])
+
+# %% [markdown]
+# ## Check it first
+#
+# Wrong masks are the most frequent reason for a training that goes nowhere. `inspect` opens every image and mask and
+# says what it finds: pairs of different sizes, values that are no class, masks saved with 0 and 255, unreadable files,
+# one image in two parts, a class that no labeled image shows. `semiseg data check` does the same from a shell, and
+# writes the report as a page with pictures.
+
+# %%
+report = inspect(images, partition, crop=crop or None)
+print(f"{report.verdict}")
+for finding in report.findings:
+    print(f"{finding.severity}: {finding.what}")
+
+# %%
+report.classes
+
+# %% [markdown]
+# ## Train
+#
+# The recipe's numbers for images of any size start from ImageNet weights and crops of 128 pixels; they are made to see
+# a first result within minutes. For a result that counts, take a larger encoder and crop and train longer, for example
+# `-p backbone resnet50 -p crop 321 -p epochs 80`, on a GPU. The made folder has 32-pixel images and gets the encoder
+# and the numbers of the embedded set.
+#
+# Another batch than the recipe's? A learning rate in proportion to it is the rule of thumb; `semiseg train` prints it.
+
+# %%
+settings = recipe(method, "folder", split, "tiny", seed)
+if made:
+    small = recipe(method, "digits", split, "tiny", seed)
+    schedule = replace(small.optimization, epochs=4, epoch_steps=80)
+    settings = replace(small, data="folder", optimization=schedule, evaluation=Evaluation("whole", 32))
+if backbone:
+    settings = replace(settings, network=replace(settings.network, backbone=backbone, weights="imagenet"))
+if weights:
+    chosen = None if weights == "none" else weights
+    settings = replace(settings, network=replace(settings.network, weights=chosen))
+given = {name: value for name, value in (("crop", crop), ("batch", batch), ("epochs", epochs)) if value}
+settings = replace(
+    settings,
+    split=partition.name,
+    optimization=replace(settings.optimization, **given),
+    evaluation=replace(settings.evaluation, held_out=held_out),
+)
+run = train_or_reuse(settings, images, partition, workers=workers)
+tables.per_class(run)
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-curves", "caption": "Left: validation mIoU after each epoch; if it still rises at the end, train longer. Middle: the loss terms. Right: the share of pixels that get a pseudo-label, and how many of those are right where a mask is there to tell."}}
+fig = pictures.curves(run)
+
+# %% [markdown]
+# The scores are those of the last epoch. If the curve falls at the end, do not pick the best epoch by the validation
+# images, which would then judge what they chose: hold out a part of the *labeled* images with `-p held_out 0.2`. They
+# choose the epoch, and the record names it.
+#
+# ## Predict
+#
+# `load_model` reads the run's teacher; `predict_files` takes images of any size, those too large for one pass in
+# overlapping windows, and writes masks with the classes' colors as palette, overlays, and here the entropy as well.
+
+# %%
+model = load_model(run.folder)
+inputs = photos or Path(root) / ("photos" if made else "images")
+target = Path(out) if out else Path(temporary.name) / "predictions"
+found = find_images([inputs], target)
+outcome = predict_files(model, found, target, Wanted(entropy=True))
+print(f"{len(outcome.written)} predicted, {len(outcome.skipped)} were there already, {len(outcome.failed)} unreadable")
+print(*sorted({path.relative_to(target).parts[0] for path in target.rglob("*.png")}), sep=", ")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-predictions", "caption": "New images, the classes laid over them, and the entropy of the prediction (light: unsure). The model was trained on single scenes and sees six at once; it is least sure along the outlines of the strokes."}}
+fig = pictures.predicted(found, target, list(found)[:4], images)
+
+# %% tags=["hide-cell", "remove-cell"]
+temporary.cleanup()
+
+# %% [markdown]
+# ## The same from a shell
+#
+# ```sh
+# semiseg data check --data folder --root /path/mine
+# semiseg train --data folder --root /path/mine --split full --method mean_teacher --held-out 0.2 --out runs/mine
+# semiseg evaluate runs/mine --root /path/mine
+# semiseg predict runs/mine '/path/new/**/*.jpg' --out /path/predictions --entropy
+# semiseg export runs/mine /path/model
+# ```
+#
+# `semiseg export` writes what can be handed on: weights, configuration and a model card; `--format torch` adds a
+# program that runs without this package.

@@ -1,0 +1,64 @@
+"""semiseg train: its options are the recipe's, and nothing finished is lost."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import command
+
+from semiseg.cli.train import folder_of, lr_hint
+from semiseg.recipes import recipe
+from semiseg.runs import Run
+
+
+def test_the_train_command_trains_and_protects_what_is_there(run: Run, tmp_path: Path) -> None:
+    arguments = ("train", "--method", "mean_teacher", "--split", "1/4", "--scale", "smoke", "--no-progress")
+    result = command(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0 and f"mIoU {100 * run.miou:.2f} (teacher, last epoch)" in result.output
+    again = command(*arguments, "--out", tmp_path / "run")
+    assert isinstance(again.exception, ValueError) and "holds a finished run" in str(again.exception)
+
+
+def test_options_of_train_are_the_recipes(tmp_path: Path) -> None:
+    result = command(
+        "train", "--method", "supervised", "--scale", "smoke", "--no-progress", "--out", tmp_path / "run", "--batch", 2,
+        "--epochs", 2, "--crop", 24, "--held-out", 0.25, "--seed", 3, "--split", "1_16",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "batch 2 instead of the recipe's 4, learning rate 0.003" in result.output and "--lr 0.0015" in result.output
+    record = Run.read(tmp_path / "run").record
+    o = record["recipe"]["optimization"]
+    assert (o["batch"], o["epochs"], o["crop"], record["recipe"]["seed"]) == (2, 2, 24, 3)
+    assert record["held_out"]["images"] == 16 and record["selected"]["epoch"] == 2
+
+
+def test_the_hint_speaks_when_the_batch_differs_and_the_rate_does_not_follow() -> None:
+    usual = recipe("ddfp", "voc", "1_8", "paper")
+
+    def other(**changes: float) -> str:
+        return lr_hint(usual, replace(usual, optimization=replace(usual.optimization, **changes)))  # type: ignore[arg-type]
+
+    assert lr_hint(usual, usual) == other(lr=1.0) == other(batch=4, lr=2.5e-4) == ""
+    assert "--lr 0.00025" in other(batch=4) and "batch 4 instead of the recipe's 16" in other(batch=4)
+
+
+def test_changed_recipes_have_folders_of_their_own() -> None:
+    usual = recipe("ddfp", "digits", "1_8", "smoke")
+    other = replace(usual, optimization=replace(usual.optimization, lr=1.0))
+    assert folder_of(usual) == usual.name and folder_of(other) == f"{usual.name}-{other.sha256[:8]}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "magic"), "unknown method 'magic'; expected one of supervised"),
+        (("--split", "1_3"), "unknown split '1_3'"),
+        (("--data", "voc", "--root", "nowhere"), "root nowhere does not exist"),
+        (("--backbone", "timm:resnt50"), "unknown backbone 'timm:resnt50'"),
+        (("--held-out", "1.5"), r"held_out is a share"),
+    ],
+)
+def test_bad_input_of_train(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = command("train", "--scale", "smoke", "--out", tmp_path / "run", *arguments)
+    assert isinstance(result.exception, (ValueError, OSError)) and message in str(result.exception)
+    assert not (tmp_path / "run").exists()
