@@ -19,7 +19,7 @@ from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
 from ..runs import Run
 from ..types import IGNORE
-from .style import METHOD_COLORS, title
+from .style import color, title
 
 
 def colored(mask: Tensor, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -106,7 +106,7 @@ def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
         scored = each.metrics.dropna(subset="miou_teacher")
         left.plot(
             scored.epoch, 100 * scored.miou_teacher, marker="o", ms=4,
-            color=METHOD_COLORS.get(each.label, "black"), label=title(each.label),
+            color=color(each.label), label=title(each.label),
         )  # fmt: skip
     left.set(title="validation mIoU, teacher", xlabel="epoch", ylabel="%")
     left.legend()
@@ -127,7 +127,8 @@ def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
 def seeds(frame: pd.DataFrame) -> Figure:
     """Every seed as a point, and the mean: mIoU of methods by split.  `frame` is `runs.table`."""
     figure, ax = plt.subplots(figsize=(7, 3.4))
-    shown = {"data": frame, "x": "split", "y": "miou", "hue": "method", "palette": METHOD_COLORS, "ax": ax}
+    palette = {label: color(label) for label in frame.method.unique()}
+    shown = {"data": frame, "x": "split", "y": "miou", "hue": "method", "palette": palette, "ax": ax}
     methods = frame.method.nunique()
     beside = 0.8 * (methods - 1) / methods if methods > 1 else False  # where stripplot puts its points
     sns.pointplot(**shown, dodge=beside, linestyle="none", marker="_", markersize=18, errorbar=None, legend=False)
