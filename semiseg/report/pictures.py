@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
+from ..data.splits import Split
 from ..data.transforms import Normalize
 from ..runs import Run
 from ..types import IGNORE
@@ -83,19 +84,40 @@ def predictions(data: SegmentationData, ids: Sequence[str], networks: Mapping[st
     return figure
 
 
-def strip(data: SegmentationData, ids: Sequence[str], networks: Mapping[str, nn.Module]) -> Figure:
-    """One column per image: input, predictions, truth from top to bottom; for wide places."""
-    rows = ["input", *networks, "truth"]
-    figure, axes = plt.subplots(len(rows), len(ids), figsize=(len(ids), len(rows) * 1.02), squeeze=False)
+def problem(
+    data: SegmentationData, split: Split, ids: Sequence[str], networks: Mapping[str, nn.Module], labeled: int = 4
+) -> Figure:
+    """The problem in one picture: scenes with a mask and scenes without; below, predictions of what was learned.
+
+    ids: validation images, one per column; of the columns above, `labeled` have a mask.
+    """
+    rows = ["training scene", "its mask", "new scene", *networks, "truth"]
+    figure, axes = plt.subplots(
+        len(rows) + 1, len(ids), figsize=(len(ids), (len(rows) + 0.4) * 1.02),
+        gridspec_kw={"height_ratios": [1, 1, 0.25] + [1] * (len(rows) - 2)},
+    )  # fmt: skip
+    shown = [*split.labeled[:labeled], *split.unlabeled[: len(ids) - labeled]]
+    for i, (column, key) in enumerate(zip(axes.T, shown, strict=True)):
+        _show(column[0], data.image(key).movedim(0, -1).numpy())
+        mask = data.mask(key)
+        if i < labeled and mask is not None:
+            _show(column[1], colored(mask.long(), data.palette))
+        else:
+            column[1].set(xticks=[], yticks=[], facecolor="0.93")
+            column[1].grid(False)
+            column[1].text(0.5, 0.5, "?", ha="center", va="center", color="0.5", transform=column[1].transAxes)
+        column[2].set_axis_off()
     for column, key in zip(axes.T, ids, strict=True):
         mask = data.mask(key)
         assert mask is not None
-        _show(column[0], data.image(key).movedim(0, -1).numpy())
-        for ax, network in zip(column[1:-1], networks.values(), strict=True):
+        _show(column[3], data.image(key).movedim(0, -1).numpy())
+        for ax, network in zip(column[4:-1], networks.values(), strict=True):
             _show(ax, colored(predict(network, data, key), data.palette))
         _show(column[-1], colored(mask.long(), data.palette))
-    for ax, name in zip(axes[:, 0], rows, strict=True):
+    for ax, name in zip((*axes[:2, 0], *axes[3:, 0]), rows, strict=True):
         ax.set_ylabel(name, fontsize="small")
+    axes[0, 0].set_title(f"{len(split.labeled)} with mask", fontsize="small", loc="left")
+    axes[0, labeled].set_title(f"{len(split.unlabeled)} without", fontsize="small", loc="left")
     return figure
 
 
