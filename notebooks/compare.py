@@ -26,6 +26,8 @@
 #   are free of it.
 
 # %% tags=["hide-input"]
+from IPython.display import Markdown
+
 from semiseg.notebook import repo_root
 from semiseg.report import compare
 from semiseg.report.style import use_style
@@ -36,9 +38,9 @@ records = find_runs(repo_root() / "runs")
 unchanged = compare.comparable(records)
 frame = compare.scores(unchanged)
 cost = compare.read_cost(repo_root() / "runs" / compare.COST)
-print(
-    f"{len(records)} records, {len(unchanged)} of unchanged recipes: {frame.label.nunique()} methods with and without plug-ins, "
-    f"{len(frame.groupby(['setting', 'split']))} combinations of data and split"
+Markdown(
+    f"**{len(records)} records**, {len(unchanged)} of them of unchanged recipes: {frame.label.nunique()} methods with and "
+    f"without plug-ins, {len(frame.groupby(['setting', 'split']))} combinations of data and split."
 )
 
 # %% [markdown]
@@ -47,7 +49,7 @@ print(
 # Each pale mark is one run: the mIoU of the teacher after the last epoch. The strong mark is the mean over seeds and its
 # bar the standard deviation. Colors are those of all figures of this book; a diamond is UPC on a scheme, a square WPL.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-scores", "caption": "Every run (pale) and the mean over seeds (strong) with its standard deviation. Look first at how wide the bars of methods with three seeds are: smaller distances mean nothing here."}}
 compare.methods_figure(frame)
 
 # %% tags=["hide-input"]
@@ -60,7 +62,7 @@ compare.summary(frame)
 # method, a double click leaves it alone. The distance between a curve and `full` of supervised is what better use of
 # unlabeled images could still bring.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-splits", "caption": "Means over the share of labeled images. A method that uses unlabeled images well is high at the left and flat."}}
 compare.splits_figure(frame)
 
 # %% [markdown]
@@ -79,7 +81,7 @@ compare.splits_figure(frame)
 # initialization), so the spread of differences is smaller than the spread of scores suggests
 # {cite:p}`bouthillier2021variance`.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-gains", "caption": "Paired differences: every pair of runs (pale), their mean and standard deviation (strong). Right of zero the idea helps; where the bar crosses zero, these seeds cannot tell."}}
 gains = compare.gains(records)
 compare.gains_figure(gains)
 
@@ -93,20 +95,20 @@ compare.gains_table(gains)
 # `runs/step-cost.json`: all schemes take turns on the same batches, so that a slow moment hits all of them.
 
 # %% tags=["hide-input"]
-print(cost["how"])
-print(f"{cost['rounds']} rounds of {cost['steps']} steps, {cost['environment']['cpu']}, torch {cost['environment']['packages']['torch']}")
+made_with = f"{cost['environment']['cpu']}, PyTorch {cost['environment']['packages']['torch']}"
+Markdown(f"> {cost['how']} {cost['rounds']} rounds of {cost['steps']} steps on {made_with}.")
 
 # %% [markdown]
 # The best place is the upper left: a large gain over supervised training for little time. A step of ST++ is cheap, but it
-# trains three networks one after the other; the last columns of the table count whole trainings, by the steps of the
-# records. Whether a gain is large is a matter of the seeds behind it.
+# trains three networks one after the other; the table gives the time of a step and of a whole training, by the steps of the
+# records, as multiples of supervised. Whether a gain is large is a matter of the seeds behind it.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-cost", "caption": "Gain over supervised (paired by seed) against the time of a step, embedded data, split 1_8. Upper left is best: much gained for little time."}}
 prices = compare.cost_and_gain(unchanged, cost)
 compare.cost_figure(prices)
 
 # %% tags=["hide-input"]
-prices.drop(columns="label").set_index("method")
+compare.cost_table(prices)
 
 # %% [markdown]
 # On a GPU and at the papers' sizes the ratios differ: contrast and nearest neighbors cost memory there, the boxes of a detector

@@ -26,10 +26,10 @@ class Computed(SphinxDirective):
         module, _, name = self.arguments[0].partition(":")
         text: str = getattr(import_module(f"semiseg.report.{module}"), name)()
         self.env.note_reread()
-        node = nodes.container()
+        node = nodes.container(classes=["computed"])
         node.document = self.state.document
         self.state.nested_parse(StringList(text.splitlines(), self.arguments[0]), self.content_offset, node)
-        return node.children
+        return [node]
 
 
 def describe_pictures(app: Any, doctree: nodes.document) -> None:

@@ -57,8 +57,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     grouped["order"] = grouped.label.map({label: i for i, label in enumerate(ordered(grouped.label))})
     grouped = grouped.sort_values(["setting", "split", "order"])
     grouped["label"] = grouped.label.map(title)
-    named = grouped.rename(columns={"label": "method", "std": "s.d.", "count": "seeds"})
-    return named.drop(columns="order").set_index(["setting", "split", "method"])
+    grouped["setting"] = grouped.setting.map(lambda name: DATA_TITLES.get(name, name))
+    named = grouped.rename(columns={"setting": "data", "label": "method", "std": "s.d.", "count": "seeds"})
+    return named.drop(columns="order").set_index(["data", "split", "method"])
 
 
 # --- figures ------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def _menu(names: Sequence[str], of_trace: Sequence[int], rows: Sequence[Sequence
             "label": name, "method": "update",
             "args": [
                 {"visible": [i == t for t in of_trace]},
-                {"yaxis.categoryarray": list(reversed(rows[i])), "height": _height(len(rows[i]))},
+                {"yaxis.categoryarray": list(reversed(rows[i])), "height": _height(rows[i])},
             ],
         }
         for i, name in enumerate(names)
@@ -102,8 +103,8 @@ def _menu(names: Sequence[str], of_trace: Sequence[int], rows: Sequence[Sequence
     return [{"buttons": buttons, "direction": "down", "showactive": True, **place}]
 
 
-def _height(rows: int) -> int:
-    return 150 + 30 * rows
+def _height(names: Sequence[str]) -> int:
+    return 150 + (42 if any("<br>" in name for name in names) else 30) * len(names)
 
 
 def _dots(
@@ -118,9 +119,10 @@ def _dots(
                 figure.add_trace(trace)
                 of_trace.append(i)
     figure.update_layout(
-        height=_height(len(names[0])), updatemenus=_menu(list(choices), of_trace, names), margin={"t": 60, "l": 10},
+        height=_height(names[0]), updatemenus=_menu(list(choices), of_trace, names), margin={"t": 60, "l": 10},
         xaxis={"title": {"text": axis}, "zeroline": zero, "zerolinewidth": 2, "zerolinecolor": "gray"},
-        yaxis={"categoryorder": "array", "categoryarray": list(reversed(names[0])), "automargin": True, "type": "category"},
+        yaxis={"categoryorder": "array", "categoryarray": list(reversed(names[0])), "automargin": True, "type": "category",
+               "tickfont": {"size": 11}},
     )  # fmt: skip
     return figure
 
@@ -230,7 +232,7 @@ def gains_figure(frame: pd.DataFrame) -> go.Figure:
     for setting, split in _places(frame):
         here = frame[(frame.setting == setting) & (frame.split == split)]
         choices[_name_of(setting, split)] = [
-            (label, name, rows.gain, list(rows.run))
+            (label, name.replace(" minus", "<br>minus"), rows.gain, list(rows.run))
             for label in ordered(here.label)
             for name, rows in here[here.label == label].groupby("difference")
         ]
@@ -239,9 +241,10 @@ def gains_figure(frame: pd.DataFrame) -> go.Figure:
 
 def gains_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, spread, extremes and number of pairs of each difference."""
-    grouped = frame.groupby(["setting", "split", "difference"], sort=False).gain
-    out = grouped.agg(["mean", "std", "min", "max", "count"]).round(2)
-    return out.rename(columns={"std": "s.d.", "min": "smallest", "max": "largest", "count": "pairs"})
+    named = frame.assign(where=[_name_of(s, p) for s, p in zip(frame.setting, frame.split, strict=True)])
+    out = named.groupby(["where", "difference"], sort=False).gain.agg(["mean", "std", "min", "max", "count"]).round(2)
+    out = out.rename(columns={"std": "s.d.", "min": "smallest", "max": "largest", "count": "pairs"})
+    return out.rename_axis(["data, split", "difference"])
 
 
 # --- cost ---------------------------------------------------------------------------------
@@ -259,7 +262,9 @@ def read_cost(path: Path) -> dict[str, Any]:
 
 def total_steps(run: Run) -> int:
     """Optimizer steps of a run, those of earlier stages included."""
-    return sum(stage["steps"] for stage in run.record["stages"]) if "stages" in run.record else run.record["last"]["step"]
+    return (
+        sum(stage["steps"] for stage in run.record["stages"]) if "stages" in run.record else run.record["last"]["step"]
+    )
 
 
 def cost_and_gain(runs: Sequence[Run], cost: Mapping[str, Any], split: str = "1_8") -> pd.DataFrame:
@@ -283,7 +288,16 @@ def cost_and_gain(runs: Sequence[Run], cost: Mapping[str, Any], split: str = "1_
             [label, title(label), None if measured is None else 1000 * measured["median"], ratio,
              None if ratio is None else ratio * longer, gain.mean(), gain.std(), len(gain)]
         )  # fmt: skip
-    columns = ["label", "method", "ms per step", "step, × supervised", "training, × supervised", "gain", "s.d.", "seeds"]
+    columns = [
+        "label",
+        "method",
+        "ms per step",
+        "step, × supervised",
+        "training, × supervised",
+        "gain",
+        "s.d.",
+        "seeds",
+    ]
     return pd.DataFrame(rows, columns=columns).round(2)
 
 
@@ -309,6 +323,12 @@ def cost_figure(frame: pd.DataFrame) -> go.Figure:
         legend={"orientation": "h", "y": -0.18, "font": {"size": 11}},
     )  # fmt: skip
     return figure
+
+
+def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of `cost_figure`, with short heads."""
+    heads = {"ms per step": "ms", "step, × supervised": "step", "training, × supervised": "training"}
+    return frame.drop(columns="label").rename(columns=heads).set_index("method")
 
 
 def coverage(runs: Sequence[Run], cost: Mapping[str, Any], setting: Callable[[Run], bool]) -> pd.DataFrame:

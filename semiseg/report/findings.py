@@ -59,10 +59,10 @@ def released_logs() -> str:
             "last epoch": [f"{v:.2f}" for v in frame["last"]],
             "difference": [f"{d:.2f}" for d in frame.best - frame["last"]],
             "reported": frame.published.map(lambda v: "" if pd.isna(v) else f"{v:g}"),
-            "source": frame.source + " @ " + frame.commit.str[:7],
         }
     )
-    return markdown(shown)
+    sources = sorted(set(frame.source + " at " + frame.commit))
+    return f"{markdown(shown)}\n\nLogs of {', '.join(sources)}."
 
 
 def disagreements() -> str:
