@@ -154,9 +154,8 @@ def test_scenes_and_curves_draw_what_they_are_given(root: Path) -> None:
     problem = pictures.problem(data, split, data.val[:4], {"net": net}, labeled=2)
     assert [len(ax.images) for ax in problem.axes[:8]] == [1, 1, 1, 1, 1, 1, 0, 0], "two of four scenes show a mask"
     assert [ax.get_title(loc="left") for ax in (problem.axes[0], problem.axes[2])] == ["2 with mask", "14 without"]
-    np.testing.assert_array_equal(
-        problem.axes[20].images[0].get_array(), pictures.colored(data.mask(data.val[0]).long(), data.palette)
-    )
+    truth = pictures.colored(data.mask(data.val[0]).long(), data.palette)
+    np.testing.assert_array_equal(problem.axes[20].images[0].get_array(), truth)
     both = [Run.read(root / f"digits-tiny/{m}-1_8-seed0") for m in ("mean_teacher", "supervised")]
     left = pictures.curves(both[0], both[1:]).axes[0]
     assert [line.get_ydata().tolist() for line in left.lines] == [[60.0], [50.0]]

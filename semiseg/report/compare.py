@@ -15,23 +15,26 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..data.splits import SPLITS
-from ..recipes import METHODS, Recipe, differences, recipe
+from ..recipes import METHODS, Recipe, differences, recipe, usual
 from ..runs import Run, table
 from .style import color, host_of, symbol, title
 
+Rows = Sequence[tuple[str, str, "pd.Series[float]", Sequence[str]]]  # label, name, values, text of each point
 COST = "step-cost.json"  # in runs/, written by tests/bench_hosts.py
 DATA_TITLES = {"digits-tiny": "embedded digits", "voc-tiny": "VOC animals, small", "voc-paper": "PASCAL VOC"}
+COST_COLUMNS = [
+    "label", "method", "ms per step", "step, × supervised", "training, × supervised", "gain", "s.d.", "seeds",
+]  # fmt: skip
 COLUMNS = ["setting", "split", "label", "method", "seed", "mIoU", "run"]
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
     """Labels in the order of METHODS, each method followed by its plug-ins."""
-    return sorted(set(labels), key=lambda label: (METHODS.index(host_of(label)), label))  # type: ignore[arg-type]
+    return sorted(set(labels), key=lambda label: (METHODS.index(host_of(label)), label))
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
     """Runs with nothing replaced but plug-ins; a file of pretrained weights counts as the weights it holds."""
-    from ..recipes import usual
 
     def unchanged(run: Run) -> bool:
         made = run.record["recipe"]
@@ -51,6 +54,14 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
     return frame[COLUMNS].sort_values(COLUMNS[:5], ignore_index=True)
 
 
+def blank(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two decimals, and nothing where there is no number."""
+    shown = {
+        str(c): frame[c].map(lambda v: "" if pd.isna(v) else f"{v:.2f}") for c in frame if frame[c].dtype == "float64"
+    }
+    return frame.assign(**shown)
+
+
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of every method in every setting and split."""
     grouped = frame.groupby(["setting", "split", "label"]).mIoU.agg(["mean", "std", "count"]).round(2).reset_index()
@@ -59,7 +70,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     grouped["label"] = grouped.label.map(title)
     grouped["setting"] = grouped.setting.map(lambda name: DATA_TITLES.get(name, name))
     named = grouped.rename(columns={"setting": "data", "label": "method", "std": "s.d.", "count": "seeds"})
-    return named.drop(columns="order").set_index(["data", "split", "method"])
+    return blank(named.drop(columns="order").set_index(["data", "split", "method"]))
 
 
 # --- figures ------------------------------------------------------------------------------
@@ -67,6 +78,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _spread(x: pd.Series[float]) -> float | None:
     return round(float(x.std()), 2) if len(x) > 1 else None
+
+
+def _bar(spread: float | None, paint: str) -> dict[str, Any] | None:
+    return None if spread is None else {"type": "data", "array": [spread], "color": paint, "thickness": 1.5}
 
 
 def _row(label: str, name: str, values: pd.Series[float], hover: Sequence[str], visible: bool) -> list[go.Scatter]:
@@ -79,8 +94,8 @@ def _row(label: str, name: str, values: pd.Series[float], hover: Sequence[str], 
     )  # fmt: skip
     spread = _spread(values)
     mean = go.Scatter(
-        x=[round(float(values.mean()), 2)], y=[name], marker={**paint, "size": 13, "line": {"color": "black", "width": 1}},
-        error_x=None if spread is None else {"type": "data", "array": [spread], "color": color(label), "thickness": 1.5},
+        x=[round(float(values.mean()), 2)], y=[name], error_x=_bar(spread, color(label)),
+        marker={**paint, "size": 13, "line": {"color": "black", "width": 1}},
         hovertemplate=f"{name}<br>mean %{{x:.2f}}, s.d. {'-' if spread is None else f'{spread:.2f}'}, "
         f"n = {len(values)}<extra></extra>", **shared,
     )  # fmt: skip
@@ -107,9 +122,7 @@ def _height(names: Sequence[str]) -> int:
     return 150 + (42 if any("<br>" in name for name in names) else 30) * len(names)
 
 
-def _dots(
-    choices: Mapping[str, Sequence[tuple[str, str, pd.Series[float], Sequence[str]]]], axis: str, zero: bool = False
-) -> go.Figure:
+def _dots(choices: Mapping[str, Rows], axis: str, zero: bool = False) -> go.Figure:
     """Rows of points; a menu chooses among several sets of rows (label, name, values, text of each point)."""
     figure, of_trace = go.Figure(), list[int]()
     names = [[name for _, name, _, _ in rows] for rows in choices.values()]
@@ -121,8 +134,8 @@ def _dots(
     figure.update_layout(
         height=_height(names[0]), updatemenus=_menu(list(choices), of_trace, names), margin={"t": 60, "l": 10},
         xaxis={"title": {"text": axis}, "zeroline": zero, "zerolinewidth": 2, "zerolinecolor": "gray"},
-        yaxis={"categoryorder": "array", "categoryarray": list(reversed(names[0])), "automargin": True, "type": "category",
-               "tickfont": {"size": 11}},
+        yaxis={"type": "category", "categoryorder": "array", "categoryarray": list(reversed(names[0])),
+               "automargin": True, "tickfont": {"size": 11}},
     )  # fmt: skip
     return figure
 
@@ -133,13 +146,14 @@ def _name_of(setting: str, split: str) -> str:
 
 def _places(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """(setting, split) with records, those with most methods first."""
-    counted = frame.groupby(["setting", "split"]).label.nunique()
-    return [place for place, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+    counted = frame.groupby(["setting", "split"], as_index=False).label.nunique()
+    ranked = counted.sort_values(["label", "setting", "split"], ascending=[False, True, True])
+    return list(zip(ranked.setting, ranked.split, strict=True))
 
 
 def methods_figure(frame: pd.DataFrame) -> go.Figure:
     """mIoU of every method with records; a menu chooses data and split."""
-    choices = {}
+    choices: dict[str, Rows] = {}
     for setting, split in _places(frame):
         here = frame[(frame.setting == setting) & (frame.split == split)]
         choices[_name_of(setting, split)] = [
@@ -169,7 +183,7 @@ def splits_figure(frame: pd.DataFrame) -> go.Figure:
                 )
             )  # fmt: skip
     figure.update_layout(
-        height=520, xaxis={"title": {"text": "share of labeled images"}, "type": "category"},
+        height=640, xaxis={"title": {"text": "share of labeled images"}, "type": "category"},
         yaxis={"title": {"text": "mIoU, %"}}, legend={"orientation": "h", "y": -0.22, "font": {"size": 11}},
     )  # fmt: skip
     figure.update_xaxes(categoryorder="array", categoryarray=list(SPLITS))
@@ -228,11 +242,11 @@ def _key(made: Mapping[str, Any]) -> str:
 
 def gains_figure(frame: pd.DataFrame) -> go.Figure:
     """Paired differences in points; a menu chooses data and split."""
-    choices = {}
+    choices: dict[str, Rows] = {}
     for setting, split in _places(frame):
         here = frame[(frame.setting == setting) & (frame.split == split)]
         choices[_name_of(setting, split)] = [
-            (label, name.replace(" minus", "<br>minus"), rows.gain, list(rows.run))
+            (label, str(name).replace(" minus", "<br>minus"), rows.gain, list(rows.run))
             for label in ordered(here.label)
             for name, rows in here[here.label == label].groupby("difference")
         ]
@@ -244,7 +258,7 @@ def gains_table(frame: pd.DataFrame) -> pd.DataFrame:
     named = frame.assign(where=[_name_of(s, p) for s, p in zip(frame.setting, frame.split, strict=True)])
     out = named.groupby(["where", "difference"], sort=False).gain.agg(["mean", "std", "min", "max", "count"]).round(2)
     out = out.rename(columns={"std": "s.d.", "min": "smallest", "max": "largest", "count": "pairs"})
-    return out.rename_axis(["data, split", "difference"])
+    return blank(out.rename_axis(["data, split", "difference"]))
 
 
 # --- cost ---------------------------------------------------------------------------------
@@ -262,9 +276,8 @@ def read_cost(path: Path) -> dict[str, Any]:
 
 def total_steps(run: Run) -> int:
     """Optimizer steps of a run, those of earlier stages included."""
-    return (
-        sum(stage["steps"] for stage in run.record["stages"]) if "stages" in run.record else run.record["last"]["step"]
-    )
+    stages = run.record.get("stages")
+    return sum(stage["steps"] for stage in stages) if stages else run.record["last"]["step"]
 
 
 def cost_and_gain(runs: Sequence[Run], cost: Mapping[str, Any], split: str = "1_8") -> pd.DataFrame:
@@ -288,17 +301,7 @@ def cost_and_gain(runs: Sequence[Run], cost: Mapping[str, Any], split: str = "1_
             [label, title(label), None if measured is None else 1000 * measured["median"], ratio,
              None if ratio is None else ratio * longer, gain.mean(), gain.std(), len(gain)]
         )  # fmt: skip
-    columns = [
-        "label",
-        "method",
-        "ms per step",
-        "step, × supervised",
-        "training, × supervised",
-        "gain",
-        "s.d.",
-        "seeds",
-    ]
-    return pd.DataFrame(rows, columns=columns).round(2)
+    return pd.DataFrame(rows, columns=COST_COLUMNS).round(2)
 
 
 def cost_figure(frame: pd.DataFrame) -> go.Figure:
@@ -311,8 +314,9 @@ def cost_figure(frame: pd.DataFrame) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=[row["step, × supervised"]], y=[row["gain"]], mode="markers", name=row["method"],
-                marker={"color": color(label), "symbol": symbol(label), "size": 12, "line": {"color": "black", "width": 1}},
-                error_y=None if spread is None else {"type": "data", "array": [spread], "thickness": 1},
+                error_y=_bar(spread, color(label)),
+                marker={"color": color(label), "symbol": symbol(label), "size": 12,
+                        "line": {"color": "black", "width": 1}},
                 hovertemplate=f"{row['method']}<br>%{{x:.2f}} × the step of supervised"
                 f"<br>%{{y:.2f}} points, n = {row['seeds']}<extra></extra>",
             )
@@ -328,7 +332,7 @@ def cost_figure(frame: pd.DataFrame) -> go.Figure:
 def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The numbers of `cost_figure`, with short heads."""
     heads = {"ms per step": "ms", "step, × supervised": "step", "training, × supervised": "training"}
-    return frame.drop(columns="label").rename(columns=heads).set_index("method")
+    return frame.drop(columns="label").rename(columns=heads).set_index("method").pipe(blank)
 
 
 def coverage(runs: Sequence[Run], cost: Mapping[str, Any], setting: Callable[[Run], bool]) -> pd.DataFrame:

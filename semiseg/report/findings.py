@@ -17,8 +17,8 @@ _LOG_COLUMNS = ["method", "source", "commit", "data", "setting", "network", "bes
 def markdown(frame: pd.DataFrame) -> str:
     """A pipe table; empty cells stay empty."""
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
-    for row in frame.itertuples(index=False):
-        lines.append("| " + " | ".join("" if pd.isna(v) else str(v) for v in row) + " |")
+    for row in frame.astype(object).where(frame.notna(), "").to_dict("split")["data"]:
+        lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines)
 
 
@@ -74,14 +74,14 @@ def disagreements() -> str:
             parts.append(rows[(rows.origin == "quoted") & (rows.backbone == "R101") & (rows.variable == "")])
     cells = pd.concat(parts).dropna(subset=["value"])
     cells = cells[cells.metric.eq("mIoU") & cells.partition.ne("") & cells.host.eq("")]
-    rows = []
+    found = []
     for key, group in cells.groupby(["dataset", "setting", "method", "partition"], sort=False):
         values = {f"{value:.2f}": sorted(set(same.paper)) for value, same in group.groupby("value")}
         numbers = [float(v) for v in values]
         if max(numbers) - min(numbers) >= 1:
-            dataset, setting, method, partition = key  # type: ignore[misc]
+            dataset, setting, method, partition = map(str, key)
             data = "Cityscapes" if dataset == "cityscapes" else f"VOC {setting}"
             quoted = "; ".join(f"{value} ({', '.join(papers)})" for value, papers in values.items())
-            rows.append([data, method, partition, quoted, f"{max(numbers) - min(numbers):.2f}"])
+            found.append([data, method, partition, quoted, f"{max(numbers) - min(numbers):.2f}"])
     columns = ["data", "method", "labels", "number (quoted by)", "apart"]
-    return markdown(pd.DataFrame(rows, columns=columns))
+    return markdown(pd.DataFrame(found, columns=columns))

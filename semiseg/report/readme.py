@@ -47,7 +47,7 @@ def filled(text: str, block: str) -> str:
 
 
 def picture(root: Path) -> None:
-    """The problem in one picture, for the README and the first page: what is given, and what three networks made of it."""
+    """The problem in one picture, for README and first page: what is given, and what three networks made of it."""
     data, networks = Digits(), {}
     for method in ("supervised", "mean_teacher", "ddfp"):
         folder = root / "runs" / "digits-tiny" / f"{method}-1_8-seed0"
