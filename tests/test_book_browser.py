@@ -50,10 +50,10 @@ PAGES = pages()
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built pages: _build/html where it is newer than every source, else a build into a temporary folder."""
-    index = ROOT / "_build" / "html" / "index.html"
-    newest = max(p.stat().st_mtime for pattern in SOURCES for p in ROOT.glob(pattern) if p.is_file())
-    if index.is_file() and index.stat().st_mtime > newest:
-        return index.parent
+    built, sources = ROOT / "_build" / "html", [p for pattern in SOURCES for p in ROOT.glob(pattern)]
+    written = max((p.stat().st_mtime for p in built.rglob("*.html")), default=0)
+    if written > max(p.stat().st_mtime for p in sources if p.is_file()):
+        return built
     out = tmp_path_factory.mktemp("site")
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", str(ROOT), "--path-output", str(out), "-W", "-n", "--keep-going"]
@@ -111,7 +111,9 @@ def faults_while_loading(tab: Any, url: str) -> list[str]:
         tab.on(event, listener)
     tab.goto(url, wait_until="load")
     tab.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
-    tab.wait_for_load_state("networkidle")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('script[data-plotly]')].every(s => s.previousElementSibling._fullLayout)"
+    )
     for event, listener in listeners.items():
         tab.remove_listener(event, listener)
     return found
@@ -128,8 +130,9 @@ PICTURES = """async () => {
   }
   return found;
 }"""
-FIGURES = """() => [...document.querySelectorAll("div.plotly-figure")].map(
-  box => box.classList.contains("js-plotly-plot") && box.querySelectorAll("svg.main-svg .trace, svg.main-svg .scatter").length)"""
+FIGURES = """() => [...document.querySelectorAll("script[data-plotly]")].map(s => s.previousElementSibling).map(
+  box => box.classList.contains("js-plotly-plot") && box._fullData.length
+         && box.querySelectorAll("svg.main-svg path, svg.main-svg image, canvas").length)"""
 WIDER = """() => {
   const page = document.documentElement;
   if (page.scrollWidth <= innerWidth) return [];
