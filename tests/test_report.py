@@ -159,3 +159,9 @@ def test_scenes_and_curves_draw_what_they_are_given(root: Path) -> None:
     both = [Run.read(root / f"digits-tiny/{m}-1_8-seed0") for m in ("mean_teacher", "supervised")]
     left = pictures.curves(both[0], both[1:]).axes[0]
     assert [line.get_ydata().tolist() for line in left.lines] == [[60.0], [50.0]]
+
+
+def test_readme_shows_the_committed_records() -> None:
+    text = (repo_root() / "README.md").read_text()
+    block = readme.results(tables.standard(find_runs(repo_root() / "runs" / "digits-tiny")))
+    assert readme.filled(text, block) == text, "out of date: python -m semiseg.report.readme"
