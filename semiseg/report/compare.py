@@ -146,9 +146,10 @@ def _name_of(setting: str, split: str) -> str:
 
 def _places(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """(setting, split) with records, those with most methods first."""
-    counted = frame.groupby(["setting", "split"], as_index=False).label.nunique()
-    ranked = counted.sort_values(["label", "setting", "split"], ascending=[False, True, True])
-    return list(zip(ranked.setting, ranked.split, strict=True))
+    labels: dict[tuple[str, str], set[str]] = {}
+    for setting, split, label in zip(frame.setting, frame.split, frame.label, strict=True):
+        labels.setdefault((setting, split), set()).add(label)
+    return sorted(labels, key=lambda place: (-len(labels[place]), place))
 
 
 def methods_figure(frame: pd.DataFrame) -> go.Figure:
