@@ -18,6 +18,7 @@ from .hosts.ael import AEL, AdaptiveCutMix, ConfidenceBank, CopyPaste
 from .hosts.augseg import AdaptiveInjection
 from .hosts.cps import CrossPseudoSupervision, ToggledBoxes
 from .hosts.cutmix_seg import CutMixSegmentation
+from .hosts.mask2former import MaskSelfTraining, SupervisedMasks
 from .hosts.mean_teacher import MeanTeacher
 from .hosts.mean_teacher_mse import SoftMeanTeacher
 from .hosts.stpp import SelfTraining, mean_cross_entropy
@@ -34,6 +35,7 @@ from .methods.upc_controls import mixer_of
 from .methods.wpl import RankWeight
 from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
+from .models.mask2former import Mask2Former
 from .options import DDFP, ESL
 from .parts import Parts
 from .recipes import Recipe
@@ -49,6 +51,7 @@ Built = (
     | UniMatch
     | AEL
     | SelfTraining
+    | MaskSelfTraining
     | U2PL
 )
 
@@ -75,13 +78,15 @@ def build_network(recipe: Recipe, classes: int) -> DeepLabV3Plus:
 
 def build(recipe: Recipe, classes: int) -> Built:
     """The training scheme of a recipe, in one place; of one in stages (`stages.plan`), that of the last."""
+    if recipe.method == "mask2former":
+        return _mask2former(recipe, classes)
     student, c = build_network(recipe, classes), recipe.consistency
     criterion = _ohem if recipe.optimization.ohem else labeled_cross_entropy
     if recipe.method == "supervised":
         return Supervised(student, criterion=criterion, decay=c.decay)
     if recipe.method == "stpp":
         return SelfTraining(
-            student, mix=_mixer(recipe, None), weigh=_weigher(recipe, student, classes), color=recipe.stpp.color,
+            student, mix=_mixer(recipe, None), weigh=_weigher(recipe, student.width, classes), color=recipe.stpp.color,
             criterion=_ohem if recipe.optimization.ohem else mean_cross_entropy, decay=c.decay,
         )  # fmt: skip
     epochs = recipe.optimization.epochs
@@ -90,7 +95,7 @@ def build(recipe: Recipe, classes: int) -> Built:
         student,
         label=ConfidentLabels(c.tau),
         mix=_mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area)),
-        weigh=_weigher(recipe, student, classes),
+        weigh=_weigher(recipe, student.width, classes),
         divisor=c.divisor,
         criterion=criterion,
         decay=0.0 if c.teacher == "self" else c.decay,
@@ -101,11 +106,11 @@ def build(recipe: Recipe, classes: int) -> Built:
         case "mean_teacher":
             return host(unlabeled_weight=c.unlabeled_weight)
         case "mean_teacher_mse" | "cutmix_seg" | "cps":
-            return _classic(recipe, student, _weigher(recipe, student, classes), criterion)
+            return _classic(recipe, student, _weigher(recipe, student.width, classes), criterion)
         case "unimatch":
             u = recipe.unimatch
             return UniMatch(
-                student, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
+                student, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student.width, classes),
                 mix=_mixer(recipe, RandomBox(u.box_p, u.box_area)), weights=u.weights, drop=u.drop, divisor=c.divisor,
                 criterion=criterion, decay=c.decay,
             )  # fmt: skip
@@ -134,6 +139,31 @@ def build(recipe: Recipe, classes: int) -> Built:
             contrast = _pixel_to_part(recipe.esl, student, classes)
             weight, color = recipe.esl.unlabeled_weight, recipe.esl.color
             return host(label=label, unlabeled_weight=weight, auxiliary=contrast, color=color)
+
+
+def build_on_labels(recipe: Recipe, classes: int) -> SupervisedMasks:
+    """The scheme of Mask2Former's first training."""
+    from .hosts.mask2former_loss import MaskLoss  # needs transformers
+
+    m = recipe.mask2former
+    criterion = MaskLoss(classes, points=m.points, no_object=m.no_object)
+    return SupervisedMasks(_masks(recipe, classes), criterion, decay=recipe.consistency.decay)
+
+
+def _mask2former(recipe: Recipe, classes: int) -> MaskSelfTraining:
+    first = build_on_labels(recipe, classes)
+    return MaskSelfTraining(
+        first.student, first.criterion, mix=_mixer(recipe, None), weigh=_weigher(recipe, recipe.network.width, classes),
+        color=recipe.mask2former.color, decay=recipe.consistency.decay,
+    )  # fmt: skip
+
+
+def _masks(recipe: Recipe, classes: int) -> Mask2Former:
+    n, m = recipe.network, recipe.mask2former
+    return Mask2Former(
+        n.backbone, classes, weights=n.weights, width=n.width, queries=m.queries, encoder_layers=m.encoder_layers,
+        decoder_layers=m.decoder_layers, heads=m.heads, feedforward=m.feedforward,
+    )  # fmt: skip
 
 
 def loading(recipe: Recipe) -> dict[str, Any]:
@@ -168,16 +198,16 @@ def _mixer(recipe: Recipe, usual: Mixer | None) -> Mixer | None:
     """UPC, or a control of it, where the recipe asks for it; else what the scheme usually pastes."""
     if recipe.upc is None:
         return usual
-    return mixer_of(recipe.upc, background=None if recipe.data == "cityscapes" else 0)
+    return mixer_of(recipe.upc, background=None if recipe.data in ("cityscapes", "camvid") else 0)
 
 
-def _weigher(recipe: Recipe, student: DeepLabV3Plus, classes: int) -> RankWeight | None:
+def _weigher(recipe: Recipe, width: int, classes: int) -> RankWeight | None:
     """WPL where the recipe asks for it; None: every pixel counts the same."""
     w = recipe.wpl
     if w is None:
         return None
     return RankWeight(
-        classes, student.width, k=w.k, offset=w.offset, similarity=w.similarity, reliable=w.reliable, sure=w.sure,
+        classes, width, k=w.k, offset=w.offset, similarity=w.similarity, reliable=w.reliable, sure=w.sure,
         memory=w.memory, quota=w.quota, resolution=w.resolution, unknown=w.unknown, in_divisor=w.in_divisor,
     )  # fmt: skip
 
@@ -210,7 +240,7 @@ def _ael(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Callab
     a, c = recipe.ael, recipe.consistency
     bank = ConfidenceBank(classes, a.momentum, a.absent_decays, a.random_start)
     return AEL(
-        student, bank, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student, classes),
+        student, bank, label=ConfidentLabels(c.tau), weigh=_weigher(recipe, student.width, classes),
         mix=_mixer(recipe, AdaptiveCutMix(bank, a.least_area)), on_labeled=a.on_labeled, gamma=a.gamma,
         paste=CopyPaste(bank, a.paste_p, a.paste_classes, a.paste_among) if a.paste_p else None,
         unlabeled_weight=a.unlabeled_weight, criterion=criterion, decay=0.0 if c.teacher == "self" else c.decay,
@@ -229,7 +259,7 @@ def _u2pl(recipe: Recipe, student: DeepLabV3Plus, classes: int, criterion: Calla
             reliable=u.reliable, keys=u.keys, pairs=u.pairs, weight=u.weight,
         )  # fmt: skip
     return U2PL(
-        student, drop=drop, weigh=_weigher(recipe, student, classes), auxiliary=auxiliary, color=u.color,
+        student, drop=drop, weigh=_weigher(recipe, student.width, classes), auxiliary=auxiliary, color=u.color,
         mix=_mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area) if u.mixer == "cutmix" else ClassMix(c.cutmix_p)),
         unlabeled_weight=u.unlabeled_weight, divisor=c.divisor, criterion=criterion,
         decay=0.0 if c.teacher == "self" else c.decay, own_statistics=c.teacher != "ema",

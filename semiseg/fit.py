@@ -91,6 +91,8 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         result = losses_of(fabric.to_device(batch), t)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(torch.stack(list(result.losses.values())).sum())
+        if o.clip_norm is not None:
+            fabric.clip_gradients(host, optimizer, max_norm=o.clip_norm)
         optimizer.step()
         host.after_step()
         sums.add(result)

@@ -146,6 +146,33 @@ class STPP:
 
 
 @dataclass(frozen=True)
+class Mask2Former:
+    """Mask2Former and its two trainings; the last has the epochs of `Optimization`.
+
+    Width and backbone are in `Network`, whose other fields say nothing here.  Labels are made by the student, as in
+    ST++.
+    """
+
+    epochs: int = 30  # of the first training, on labels alone
+    labeled_by: Literal["student", "teacher"] = "student"
+    doubt: Literal["normalized", "missing"] = "normalized"  # entropy of scores / sum; "missing": 1 - sum as a class
+    color: bool = True  # color jitter, grayscale and blur on unlabeled images
+    queries: int = 100
+    encoder_layers: int = 6
+    decoder_layers: int = 9
+    heads: int = 8
+    feedforward: tuple[int, int] = (1024, 2048)
+    points: int = 12_544
+    no_object: float = 0.1  # weight of the class "no object"
+
+    def __post_init__(self) -> None:
+        one_of("labeled_by", self.labeled_by, ("student", "teacher"))
+        one_of("doubt", self.doubt, ("normalized", "missing"))
+        positive(epochs=self.epochs, queries=self.queries, heads=self.heads, points=self.points)
+        positive(encoder_layers=self.encoder_layers, decoder_layers=self.decoder_layers, no_object=self.no_object)
+
+
+@dataclass(frozen=True)
 class U2PL:
     """U2PL; decay, teacher, divisor and the share of mixed batches are in `Consistency`.
 

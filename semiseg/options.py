@@ -66,12 +66,15 @@ class Optimization:
     power: float = 0.9
     ohem: bool = False
     strong_labels: bool = False  # colors of the strong view on labeled images too: the control for augmentation alone
+    clip_norm: float | None = later(None)  # longest gradient of all parameters together
 
     def __post_init__(self) -> None:
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
         positive(crop=self.crop, batch=self.batch, epochs=self.epochs, lr=self.lr, head_lr_factor=self.head_lr_factor)
         if self.epoch_steps is not None:
             positive(epoch_steps=self.epoch_steps)
+        if self.clip_norm is not None:
+            positive(clip_norm=self.clip_norm)
         if not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"resize must be 0 < low <= high, got {self.resize}")
 
@@ -284,6 +287,7 @@ class Detector:
     weight_decay: float = 5e-4
     min_pixels: int = 90  # of a component that gets a box
     most: int = 50  # boxes of an image
+    things: tuple[str, ...] | None = later(None)  # classes with boxes; None: all but what is usually stuff
 
     def __post_init__(self) -> None:
         one_of("backbone", self.backbone, BACKBONES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import scales
-from .host_options import AEL, CPS, STPP, U2PL, AugSeg, CutMixSeg, MeanTeacherMSE, UniMatch
+from .host_options import AEL, CPS, STPP, U2PL, AugSeg, CutMixSeg, Mask2Former, MeanTeacherMSE, UniMatch
 from .options import DDFP, DGCL, ESL, UPC, WPL, Consistency, Detector, Evaluation, Network, Optimization, one_of
 
 Method = Literal[
@@ -27,12 +27,13 @@ Method = Literal[
     "ael",
     "u2pl",
     "stpp",
+    "mask2former",
     "ddfp",
     "dgcl",
     "esl",
 ]
 Scale = Literal["smoke", "tiny", "paper"]
-DATA = ("digits", "voc", "cityscapes")
+DATA = ("digits", "voc", "cityscapes", "camvid", "coco", "folder")
 METHODS, SCALES = get_args(Method), get_args(Scale)
 _ALL = tuple(f.name for f in fields(Consistency))
 _NO_TAU = tuple(name for name in _ALL if name != "tau")  # pseudo-labels without a threshold
@@ -47,12 +48,13 @@ _READS: dict[Method, tuple[tuple[str, ...], str | None]] = {
     "augseg": (("tau", "decay", "divisor", "teacher"), "augseg"),
     "ael": (("tau", "decay", "teacher"), "ael"),
     "stpp": (("decay",), "stpp"),
+    "mask2former": (("decay",), "mask2former"),
     "u2pl": (_NO_TAU, "u2pl"),
     "ddfp": (_ALL, "ddfp"),
     "dgcl": (_NO_TAU, "dgcl"),
     "esl": (_NO_TAU, "esl"),
 }
-_OWN = ("mean_teacher_mse", "cutmix_seg", "cps", "unimatch", "augseg", "ael", "u2pl", "stpp", "ddfp", "dgcl", "esl")
+_OWN = tuple(own for _, own in _READS.values() if own)
 _PLUG_INS = ("upc", "wpl")
 
 
@@ -78,6 +80,7 @@ class Recipe:
     augseg: AugSeg = field(default_factory=AugSeg)
     ael: AEL = field(default_factory=AEL)
     stpp: STPP = field(default_factory=STPP)
+    mask2former: Mask2Former = field(default_factory=Mask2Former)
     u2pl: U2PL = field(default_factory=U2PL)
     ddfp: DDFP = field(default_factory=DDFP)
     dgcl: DGCL = field(default_factory=DGCL)
@@ -95,6 +98,8 @@ class Recipe:
             raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}")
         if self.method == "supervised" and self.upc is not None:
             raise ValueError("UPC changes unlabeled images, and method 'supervised' has none; choose another method")
+        if self.method == "mask2former" and self.optimization.ohem:
+            raise ValueError("method 'mask2former' has no cross-entropy over pixels that OHEM could choose from")
 
     @property
     def label(self) -> str:
@@ -140,6 +145,7 @@ class Recipe:
             "augseg": AugSeg,
             "ael": AEL,
             "stpp": STPP,
+            "mask2former": Mask2Former,
             "u2pl": U2PL,
             "ddfp": DDFP,
             "dgcl": DGCL,
@@ -200,7 +206,7 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
 
     Args:
         method: one of METHODS.
-        data: "digits" (embedded), "voc", "cityscapes".
+        data: one of DATA: "digits" (embedded), a benchmark, or "folder" (your own images).
         split: one of SPLITS, or the name of list files.
         scale: "smoke" (seconds, for tests), "tiny" (minutes on two cores), "paper" (the paper's own numbers).
         seed: of everything random in the run.
@@ -217,7 +223,7 @@ def recipe(method: Method, data: str = "digits", split: str = "1_8", scale: Scal
 
 def with_alpha(base: Recipe, alpha: float) -> Recipe:
     """The recipe with its unlabeled terms times alpha, for the hosts that WPL plugs into (WPL Eq. 7)."""
-    one_of("host with a factor alpha", base.method, ("mean_teacher", "unimatch", "augseg", "ael"))
+    one_of("host with a factor alpha", base.method, ("mean_teacher", "unimatch", "augseg", "ael", "u2pl"))
     if base.method == "unimatch":
         a, b, c = base.unimatch.weights
         return replace(base, unimatch=replace(base.unimatch, weights=(alpha * a, alpha * b, alpha * c)))
@@ -225,6 +231,8 @@ def with_alpha(base: Recipe, alpha: float) -> Recipe:
         return replace(base, augseg=replace(base.augseg, unlabeled_weight=alpha * base.augseg.unlabeled_weight))
     if base.method == "ael":
         return replace(base, ael=replace(base.ael, unlabeled_weight=alpha * base.ael.unlabeled_weight))
+    if base.method == "u2pl":  # its contrast is no pseudo-label term and keeps its weight
+        return replace(base, u2pl=replace(base.u2pl, unlabeled_weight=alpha * base.u2pl.unlabeled_weight))
     return replace(base, consistency=replace(base.consistency, unlabeled_weight=alpha))
 
 

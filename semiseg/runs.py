@@ -34,7 +34,7 @@ LOCAL = "local"  # runs/local is not committed
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never half of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

@@ -23,10 +23,11 @@ import torch.nn as nn
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from .build import build
+from .build import build, build_on_labels
 from .checkpoint import Epoch, Keep, checkpoints
 from .data.pseudo_labels import PseudoLabeled
 from .fit import NETWORKS, Fit, fit, write_curve
+from .hosts.mask2former import label_by_masks
 from .hosts.stpp import pseudo_label
 from .labeling import select_reliable, write_labels
 from .recipes import Recipe
@@ -60,7 +61,20 @@ class Stage:
 
 def plan(task: Fit) -> tuple[Stage, ...]:
     """The stages of a recipe; none where the method is trained in one fit."""
+    if task.recipe.method == "mask2former":
+        return _mask2former(task)
     return _stpp(task) if task.recipe.method == "stpp" else ()
+
+
+def _mask2former(task: Fit) -> tuple[Stage, ...]:
+    """Mask2Former: labels alone; all."""
+    recipe, m = task.recipe, task.recipe.mask2former
+    first = replace(on_labels(task, m.epochs), method=recipe.method)
+    last = recipe.optimization.epochs
+    return (
+        Stage("stage1", first, Keep(m.labeled_by, (m.epochs,)), host=build_on_labels),
+        Stage("stage2", recipe, Keep(m.labeled_by, (last,)), every_image, partial(label_by_masks, doubt=m.doubt)),
+    )
 
 
 def _stpp(task: Fit) -> tuple[Stage, ...]:

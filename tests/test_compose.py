@@ -8,7 +8,7 @@ import toys
 
 from semiseg.build import build
 from semiseg.options import UPC, WPL
-from semiseg.recipes import METHODS, recipe
+from semiseg.recipes import METHODS, recipe, with_alpha
 from semiseg.types import Batch
 
 UNLABELED = [method for method in METHODS if method != "supervised"]
@@ -44,10 +44,27 @@ def test_one_step(method: str, upc: UPC | None, wpl: WPL | None) -> None:
     assert ("weight" in shares) == (wpl is not None) and ("replaced" in shares) == (upc is not None)
     if wpl is not None:
         assert 0 < shares["weight"] <= 1
+        assert int(host.weigh.labeled.filled.sum()) > 0 and int(host.weigh.unlabeled.filled.sum()) > 0
     if upc is not None:
         low, high = (2 / 16, 5 / 16) if upc.rows == "sample" else (10 / 48, 10 / 48)
         assert low - 1e-6 <= shares["replaced"] <= high + 1e-6
         assert shares["noise_after"] < shares["noise_before"]
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "unimatch", "augseg", "ael", "u2pl"])
+def test_alpha_scales_the_unlabeled_terms_of_wpls_hosts_alone(method: str) -> None:
+    found = []
+    for alpha in (1.0, 0.4, 0.0):
+        torch.manual_seed(0)
+        made = with_alpha(replace(recipe(method, "digits", "1_8", "smoke"), wpl=WPL(sure=0.0)), alpha)
+        found.append(build(made, toys.K).train().losses(batch(method), 0.9).losses)
+    one, less, none = found
+    for name, value in one.items():
+        alone = name in ("labeled", "auxiliary")
+        torch.testing.assert_close(less[name], value if alone else 0.4 * value)
+        torch.testing.assert_close(none[name], value if alone else 0 * value)
+    with pytest.raises(ValueError, match="unknown host with a factor alpha 'cps'; expected one of mean_teacher"):
+        with_alpha(recipe("cps"), 0.4)
 
 
 def test_labels_alone_have_nothing_to_replace() -> None:

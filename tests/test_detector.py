@@ -12,8 +12,19 @@ from torch import Tensor
 
 from semiseg.data.boxes import Boxes, component_boxes
 from semiseg.data.splits import Split
-from semiseg.models.detector import detect, f1, find_objects, hits, make_detector, thing_classes, train_detector
-from semiseg.options import Detector
+from semiseg.models import detector as module
+from semiseg.models.detector import (
+    best_epoch,
+    detect,
+    f1,
+    find_objects,
+    hits,
+    make_detector,
+    thing_classes,
+    train_detector,
+)
+from semiseg.options import WPL, Detector
+from semiseg.recipes import Recipe, recipe
 
 SMALL = Detector("tiny", None, size=64, batch=8, epochs=12, patience=12, lr=3e-3, min_pixels=4, most=5)
 THINGS = (1, 2, 3)
@@ -66,21 +77,64 @@ def test_it_learns_from_labeled_images_alone() -> None:
     assert set(torch.cat([found[key].labels for key in others]).tolist()) <= set(THINGS)
 
 
-def test_it_stops_when_held_out_images_gain_nothing() -> None:
-    data = toys.Blobs(train=6)
-    _, rows = train_detector(data, data.train, THINGS, Detector("tiny", None, 64, epochs=9, patience=2, lr=1e-9))
-    assert len(rows) == 3
+@pytest.mark.parametrize(
+    ("scores", "epochs", "best"),
+    [([0.3, 0.5, 0.5, 0.4, 0.9], 4, 2), ([0.0, 0.0, 0.0, 0.2, 0.1, 0.1, 0.9], 6, 4), ([0.0] * 9, 9, 9)],
+)
+def test_it_stops_when_held_out_images_gain_nothing(
+    scores: list[float], epochs: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs without a gain, counted once anything is found; the network is that of the best epoch."""
+    data, left, states = toys.Blobs(train=6), iter(scores), list[Tensor]()
+
+    def score(*_: object) -> float:
+        states.append(net_of[0].roi_heads.box_predictor.cls_score.bias.clone())
+        return next(left)
+
+    net_of: list[torch.nn.Module] = []
+    made = module.make_detector
+    monkeypatch.setattr(module, "make_detector", lambda *a: (net_of.append(made(*a)), net_of[0])[1])
+    monkeypatch.setattr(module, "f1", score)
+    net, rows = train_detector(data, data.train, THINGS, Detector("tiny", None, 64, epochs=9, patience=2, lr=1e-2))
+    assert len(rows) == epochs and best_epoch(rows)["epoch"] == best
+    assert len(torch.stack(states).unique(dim=0)) == epochs
+    assert torch.equal(net.roi_heads.box_predictor.cls_score.bias, states[best - 1])
 
 
-def test_images_without_boxes_are_not_enough() -> None:
+def test_images_without_boxes_are_not_enough_and_neither_is_one_image() -> None:
     data = toys.Blobs()
     with pytest.raises(ValueError, match="a detector needs two labeled images with boxes, blobs gives 0"):
         train_detector(data, data.train, (0,), Detector("tiny", None, 64, min_pixels=10**6))
+    with pytest.raises(ValueError, match=r"two labeled images with boxes, blobs gives 1; .* reliable='confidence'"):
+        train_detector(data, data.train[:1], THINGS, SMALL)
+
+
+def test_a_labeled_image_without_a_mask_is_named() -> None:
+    class Unlabeled(toys.Blobs):
+        def mask(self, key: str) -> Tensor | None:  # type: ignore[override]
+            return None if key == "train-001" else super().mask(key)
+
+    data = Unlabeled()
+    with pytest.raises(ValueError, match="labeled image train-001 of blobs has no mask"):
+        train_detector(data, data.train, THINGS, SMALL)
+
+
+def test_images_without_a_thing_are_passed_over_and_boxes_of_other_classes_unknown() -> None:
+    class Half(toys.Blobs):
+        def mask(self, key: str) -> Tensor:
+            mask = super().mask(key)
+            return torch.zeros_like(mask) if int(key[-3:]) % 2 else mask
+
+    data = Half(train=24)
+    net, rows = train_detector(data, data.train, (3,), replace(SMALL, epochs=1))
+    assert len(rows) == 1
+    found = detect(net, data, data.train, (3,))
+    assert set(torch.cat([found[key].labels for key in data.train]).tolist()) <= {3}
 
 
 def test_detections_are_made_once_and_not_taken_for_others(tmp_path: Path) -> None:
     data = Watched(12)
-    split = Split("own", "own", data.train[:8], data.train[8:])
+    split = Split("own", data.train[:8], data.train[8:], "file")
     small = replace(SMALL, epochs=1)
     found = find_objects(data, split, small, tmp_path / "boxes.safetensors")
     assert list(found.found) == list(split.unlabeled)
@@ -98,6 +152,21 @@ def test_stuff_gets_no_boxes() -> None:
         classes = ("road", "traffic light", "sky", "car")
 
     assert thing_classes(City()) == (1, 3)
+    assert thing_classes(City(), ("sky", "car")) == (2, 3), "unless they are asked for by name"
+    with pytest.raises(ValueError, match="unknown class of blobs 'cart'; expected one of road, traffic light"):
+        thing_classes(City(), ("cart",))
+
+
+def test_chosen_things_are_part_of_the_recipe_and_of_the_file(tmp_path: Path) -> None:
+    base = replace(recipe("unimatch"), wpl=WPL())
+    chosen = replace(base, detector=replace(base.detector, things=("3", "8")))
+    assert "things" not in base.as_dict()["detector"] and chosen.as_dict()["detector"]["things"] == ["3", "8"]
+    assert Recipe.from_dict(chosen.as_dict()).detector == chosen.detector and chosen.sha256 != base.sha256
+    data = Watched(12)
+    split, small = Split("own", data.train[:8], data.train[8:], "file"), replace(SMALL, epochs=1, min_pixels=1)
+    find_objects(data, split, small, tmp_path / "boxes.safetensors")
+    with pytest.raises(ValueError, match="holds detections of another things; delete it or choose another file"):
+        find_objects(data, split, replace(small, things=("red", "blue")), tmp_path / "boxes.safetensors")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

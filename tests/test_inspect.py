@@ -99,7 +99,7 @@ WHITE = np.full((*SIZE, 3), 255, dtype=np.uint8)
         (lambda r: _write(MASK.astype(np.uint16) * 200)(mask(r, "b")), "error", "1 mask of a type other than 8 bits",
          "b: mode I;16, values up to 51000"),
         (lambda r: _write(MASK + 22)(mask(r, "y")), "error", "1 mask with values that are no class",
-         "y: values 21, 22, 30, 34"),
+         "y: holds the values [21, 22, 30, 34]; valid are 0 to 20 and 255 (ignore)"),
         (lambda r: _write(MASK[:, :20])(mask(r, "x")), "error", "1 mask not as large as the image (height x width)",
          "x: image 20 x 30, mask 20 x 20"),
         (lambda r: shutil.copy(mask(r, "a"), mask(r, "nobody")), "warning", "1 mask without image", "nobody.png"),

@@ -7,7 +7,7 @@ import pytest
 from semiseg.build import build
 from semiseg.models.normalization import DualBatchNorm2d
 from semiseg.options import DDFP, Consistency, Evaluation, Network, Optimization
-from semiseg.recipes import differences, official, paper, recipe
+from semiseg.recipes import DATA, differences, official, paper, recipe
 
 
 def test_paper_scale_is_section_4_1() -> None:
@@ -21,11 +21,28 @@ def test_paper_scale_is_section_4_1() -> None:
     assert (city.evaluation.protocol, city.evaluation.size, city.evaluation.step) == ("sliding", 801, 534)
 
 
+def test_scales_of_other_data() -> None:
+    city, own = recipe("unimatch", "cityscapes", "1_8", "tiny"), recipe("augseg", "folder", "1_8", "paper")
+    for made in (city, own, recipe("mean_teacher", "folder", "full", "smoke")):
+        assert (made.evaluation.protocol, made.evaluation.size, made.evaluation.step) == ("sliding", 512, 342)
+    assert own.optimization == recipe("augseg", "voc", "1_8", "paper").optimization
+    coco = recipe("unimatch", "coco", "1_512", "paper")
+    o = coco.optimization
+    assert (o.crop, o.batch, o.epochs, o.lr, o.head_lr_factor) == (513, 8, 30, 4e-3, 10.0)
+    assert (coco.consistency.tau, coco.evaluation.protocol) == (0.95, "whole")
+    for data in DATA:
+        assert recipe("ddfp", data, "1_8", "smoke").name == f"{data}-smoke/ddfp-1_8-seed0"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("fixmatch",), "unknown method 'fixmatch'; expected one of supervised, mean_teacher, "),
-        (("ddfp", "coco"), "unknown data 'coco'; expected one of digits, voc, cityscapes"),
+        (
+            ("ddfp", "imagenet"),
+            "unknown data 'imagenet'; expected one of digits, voc, cityscapes, camvid, coco, folder",
+        ),
+        (("ddfp", "camvid", "1_8", "paper"), "unknown scale for data=camvid 'paper'; expected one of smoke, tiny"),
         (("ddfp", "voc", "1_8", "huge"), "unknown scale 'huge'; expected one of smoke, tiny, paper"),
         (("ddfp", "digits", "1_8", "paper"), "unknown scale for data=digits 'paper'; expected one of smoke, tiny"),
         (("ddfp", "digits", "1_8", "tiny", -1), "seed must be an integer >= 0, got -1"),

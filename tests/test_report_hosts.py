@@ -13,6 +13,7 @@ from toys import Blobs, K, S, batch, student
 
 from semiseg.hosts.cps import CrossPseudoSupervision
 from semiseg.hosts.cutmix_seg import CutMixSegmentation
+from semiseg.hosts.mask2former import mask_set
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.hosts.supervised import Supervised
 from semiseg.losses import pixel_cross_entropy, squared_error
@@ -168,12 +169,12 @@ def test_uncertain_pixels_keep_their_likeliest_classes() -> None:
 
 def test_a_label_map_is_the_sum_of_its_masks() -> None:
     target = Target.from_labels(batch().y)
-    masks = ideas.mask_set(target, 1)
+    masks = mask_set(target, 1)
     assert sorted(masks) == batch().y[1][batch().y[1] != IGNORE].unique().tolist()
     assert torch.equal(torch.stack(list(masks.values())).sum(0), target.weight[1].long())
     (scene,) = figures.watched(figures.staged(CutMixSegmentation(student()), network(1), network(2)), batch())
     fig = ideas.sets_of_masks(scene.labeled, DATA, (0, 1), most=2)
-    sizes = torch.stack([mask.sum() for mask in ideas.mask_set(target, 0).values()]).sort(descending=True).values
+    sizes = torch.stack([mask.sum() for mask in mask_set(target, 0).values()]).sort(descending=True).values
     drawn = [float(np.asarray(ax.images[0].get_array()).sum()) for ax in fig.axes[4::2]]
     assert len(fig.axes) == 8 and drawn == sizes[:2].tolist()
 

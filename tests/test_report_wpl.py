@@ -1,5 +1,6 @@
-"""Numbers of the WPL chapter by hand: steadiness, weighted accuracy, box accuracy, the three groups of pixels."""
+"""Numbers of the WPL chapter by hand: steadiness, weighted accuracy, ablations."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -8,34 +9,17 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from oracle import Oracle
 from torch import Tensor
 
-from semiseg.data.boxes import Boxes, Detections, component_boxes
 from semiseg.methods.wpl import RankWeight
-from semiseg.recipes import recipe
+from semiseg.options import WPL
+from semiseg.recipes import recipe, with_alpha
 from semiseg.report import wpl as report
 from semiseg.runs import Run
+from semiseg.types import View
 
 matplotlib.use("Agg")
-THINGS = (1, 2, 3)
-
-
-class Oracle(torch.nn.Module):
-    """Predicts the color of the blobs, wrong in the left columns, with features that name the predicted class."""
-
-    def __init__(self, wrong: int = 0) -> None:
-        super().__init__()
-        self.wrong = wrong
-
-    def forward(self, x: Tensor):
-        from semiseg.types import Output
-
-        colors = torch.tensor(toys.Blobs.palette).float() * 0.6 / 255 + 30 / 255
-        colors = (colors - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-        label = ((x[:, None] - colors[None, :, :, None, None]) ** 2).sum(2).argmin(1)
-        label[:, :, : self.wrong] = (label[:, :, : self.wrong] + 1) % 4
-        hot = torch.nn.functional.one_hot(label, 4).movedim(-1, 1).float()
-        return Output(20 * hot, hot, hot[:, :0], hot)
 
 
 def test_the_oracle_is_right_where_it_should_be() -> None:
@@ -74,40 +58,43 @@ def test_weighted_accuracy_by_hand(tmp_path: Path) -> None:
     plt.close(figure)
 
 
-def test_box_accuracy_counts_sure_boxes_that_overlap_enough() -> None:
+def made(tmp_path: Path, name: str, miou: float, alpha: float = 1.0, **options: object) -> Run:
+    base = replace(recipe("unimatch", "digits", "1_8", "smoke"), wpl=WPL(**options))  # type: ignore[arg-type]
+    return Run(tmp_path / name, {"recipe": with_alpha(base, alpha).as_dict(), "last": {"teacher": {"miou": miou}}})
+
+
+def test_ablations_name_every_change_and_mix_no_two(tmp_path: Path) -> None:
+    alone = Run(tmp_path, {"recipe": recipe("unimatch", "digits", "1_8", "smoke").as_dict()})
+    table = report.ablations(
+        [
+            made(tmp_path, "a", 0.5), made(tmp_path, "b", 0.7), made(tmp_path, "c", 0.4, k=3),
+            made(tmp_path, "d", 0.3, reliable="none"), made(tmp_path, "e", 0.2, alpha=0.4), alone,
+        ]
+    )  # fmt: skip
+    assert table.changed.tolist() == ["default", "k = 3", "reliable = none", "weights = [0.1, 0.1, 0.2]"]
+    assert table["mean"].tolist() == [60.0, 40.0, 30.0, 20.0] and table.seeds.tolist() == [2, 1, 1, 1]
+
+
+def test_mean_weights_tell_right_from_wrong(tmp_path: Path) -> None:
     data = toys.Blobs()
-    found = {}
-    for i, key in enumerate(data.val):
-        boxes = component_boxes(data.mask(key), THINGS)
-        shift = 0.0 if i % 2 else 8.0  # half of each wrong box lies outside
-        found[key] = Boxes(boxes.edges + shift, boxes.labels, torch.full_like(boxes.scores, 0.9))
-    table = report.box_accuracy(Detections(found), data, data.val, THINGS, score=0.85)
-    assert table.loc["all", "boxes"] == 4 and table.loc["all", "accuracy, %"] == 50.0
-    none = report.box_accuracy(Detections(found), data, data.val, THINGS, score=0.95)
-    assert none.loc["all", "boxes"] == 0 and pd.isna(none.loc["all", "accuracy, %"])
+
+    class ByColumn(RankWeight):
+        def forward(self, view: View) -> Tensor:
+            return torch.full(view.target.hard.shape, 0.75).index_fill(2, torch.arange(8), 0.25)
+
+    table = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 0.9)
+    assert table.loc["all", "right: pixels"] == 4 * 32 * 24 and table.loc["all", "wrong: pixels"] == 4 * 32 * 8
+    assert table.loc["all", "right: mean W"] == 0.75 and table.loc["all", "wrong: mean W"] == 0.25
+    assert table.iloc[:4].filter(like="pixels").sum().tolist() == table.loc["all"].filter(like="pixels").tolist()
+    none = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 1.1)
+    assert none.loc["all", "right: pixels"] == 0 and pd.isna(none.loc["all", "right: mean W"])
 
 
-def test_groups_split_the_confident_pixels_and_boxes_pick_the_right_ones() -> None:
-    data = toys.Blobs()
-    found = Detections({key: component_boxes(data.mask(key), THINGS) for key in data.val})
-    table = report.three_groups(Oracle(8), found, data, data.val, score=0.5, sure=0.9)
-    total = table["confident: pixels"]
-    assert (total == table["confident, in a box: pixels"] + table["confident, in no box: pixels"]).all()
-    assert total[:4].sum() == len(data.val) * 32 * 32
-    assert table.loc["classes with boxes", "confident, in a box: accuracy, %"] == 100.0
-    assert table.loc["classes with boxes", "confident, in no box: accuracy, %"] < 100
-    assert table.loc["background", "confident, in a box: pixels"] == 0
-
-
-def test_pictures_show_weights_and_boxes() -> None:
+def test_pictures_show_weights() -> None:
     data = toys.Blobs()
     weigher = RankWeight(4, 4, k=1)
     weigher.labeled.push(torch.eye(4), torch.arange(4), quota=4)
     figure = report.weights(Oracle(8), weigher, data, data.val[:2])
     shown = figure.axes[4].images[0].get_array()
     assert shown.min() == 1, "each predicted class agrees with its prototype"
-    plt.close(figure)
-    found = Detections({key: component_boxes(data.mask(key), THINGS) for key in data.val})
-    figure = report.boxes_picture(found, data, data.val, THINGS, 0.5)
-    assert sum(len(ax.patches) for ax in figure.axes) == 2 * sum(len(found[k].labels) for k in data.val)
     plt.close(figure)

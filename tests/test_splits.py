@@ -92,6 +92,26 @@ def test_list_formats_of_the_field(tmp_path: Path) -> None:
     assert read_list(listed(tmp_path, "l.txt", text)) == ("2007_000032", "2007_000033", "frame.01", "f.02")
 
 
+def test_ids_with_slashes_and_spaces(tmp_path: Path) -> None:
+    known = ("a/1", "a", "b", "IMG", "IMG 2", "x y/3", "city_0")
+    text = "img/a/1.png mask/b.png\nimg/b.jpg img/a.jpg\nIMG 2\nIMG\nroot\\x y\\3.png\ngt/city_0_leftImg8bit.png\n"
+    found = read_list(listed(tmp_path, "l.txt", text), known)
+    assert found == ("a/1", "b", "IMG 2", "IMG", "x y/3", "city_0")
+    split = Split("s", ("x y/3", "IMG 2"), ("a/1",), "file")
+    write_lists(split, tmp_path)
+    assert split_from_files(tmp_path / "labeled.txt", tmp_path / "unlabeled.txt", known).sha256 == split.sha256
+
+
+def test_only_images_with_masks_are_drawn() -> None:
+    every = seeded_split(TRAIN, "1_4", 0)
+    some = seeded_split(TRAIN, "1_4", 0, TRAIN[:40])
+    assert len(some.labeled) == 10 and set(some.labeled) <= set(TRAIN[:40]) and len(some.unlabeled) == 90
+    assert seeded_split(TRAIN, "1_4", 0, TRAIN).sha256 == every.sha256
+    assert seeded_split(TRAIN, "full", 0, TRAIN[:40]).unlabeled == TRAIN[40:]
+    with pytest.raises(ValueError, match="no training image has a mask, so none can be labeled"):
+        seeded_split(TRAIN, "full", 0, ())
+
+
 def test_bad_requests() -> None:
     with pytest.raises(ValueError, match=r"unknown split '1_3'; valid are 1_16, 1_8, 1_4, 1_2, full"):
         seeded_split(TRAIN, "1_3", 0)

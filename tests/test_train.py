@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from toys import Blobs
 
+from semiseg.build import build
 from semiseg.checkpoint import checkpoints, load_state, save_checkpoint
 from semiseg.data.splits import Split, seeded_split
 from semiseg.fit import make_optimizer
@@ -20,7 +21,7 @@ from semiseg.train import train
 
 DATA = Blobs()
 SPLIT = seeded_split(DATA.train, "1_4", 0)
-IN_STAGES = ("stpp",)
+IN_STAGES = ("stpp", "mask2former")
 
 
 def smoke(method: str = "ddfp", **changes) -> Recipe:
@@ -109,6 +110,17 @@ def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path, finished: Run) ->
     again, other = go(tmp_path / "again", smoke()), go(tmp_path / "other", smoke(seed=1))
     curves = [r.metrics.loss_labeled.tolist() for r in (finished, again, other)]
     assert curves[0] == curves[1] != curves[2]
+
+
+@pytest.mark.parametrize("longest", [None, 1e-12])
+def test_the_gradient_of_all_parameters_together_is_clipped(tmp_path: Path, longest: float | None) -> None:
+    r = smoke("supervised")
+    o = replace(r.optimization, optimizer="sgd", weight_decay=0.0, epochs=1, epoch_steps=2, clip_norm=longest)
+    after = load_file(go(tmp_path / "run", replace(r, optimization=o)).folder / "model.safetensors")
+    torch.manual_seed(r.seed)
+    before = dict(build(r, len(DATA.classes)).teacher.model.named_parameters())
+    moved = max(float((after[f"teacher.model.{k}"] - v).detach().abs().max()) for k, v in before.items())
+    assert (moved < 1e-8) == (longest is not None)
 
 
 def test_supervised_training_learns(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """WPL: recorded numbers of the released code, ranks with ties and dead channels, what the banks take in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.wpl import RankWeight, nearest, shared_channels, signatures
+from semiseg.options import WPL
 from semiseg.seams import ConfidentLabels, CutMix, weigh_and_mix
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
@@ -224,6 +226,137 @@ def test_nearest_is_torchs() -> None:
     for size in ((2, 3), (9, 8), (5, 7)):
         want = torch.nn.functional.interpolate(plane, size=size, mode="nearest")
         assert torch.equal(nearest(plane, torch.Size(size)), want)
+
+
+# --- options ------------------------------------------------------------------------------
+
+
+def prepared(**options: Any) -> RankWeight:
+    """A weighter of 3 classes and 6 channels with labeled vectors of every class."""
+    made = RankWeight(3, 6, **{"k": 3} | options)
+    g = torch.Generator().manual_seed(5)
+    made.labeled.push(torch.rand(9, 6, generator=g), torch.arange(9) % 3, quota=9)
+    return made
+
+
+def test_full_resolution_ranks_the_features_brought_to_image_size() -> None:
+    """The released code written out: corner-aligned bilinear features, every channel of every pixel sorted."""
+    weigher, mixed = prepared(resolution="full", offset=1.0), seen()[1]
+    assert mixed.teacher is not None
+    fine = torch.nn.functional.interpolate(mixed.teacher.features, (8, 8), mode="bilinear", align_corners=True)
+    mine = fine.argsort(1, descending=True)[:, :3]
+    of_class = weigher.prototypes()[0].argsort(1, descending=True)[:, :3]
+    wanted = torch.empty(2, 8, 8)
+    for b in range(2):
+        for y in range(8):
+            for x in range(8):
+                own = set(mine[b, :, y, x].tolist())
+                wanted[b, y, x] = 1 + len(own & set(of_class[mixed.target.hard[b, y, x]].tolist())) / 3
+    torch.testing.assert_close(weigher(mixed), wanted)
+    coarse = prepared(offset=1.0)(mixed)
+    assert 0 < (coarse != wanted).float().mean() < 1, "on the feature grid some pixels get another weight"
+    stored = RankWeight(3, 6, k=3, resolution="full", quota=99, reliable="confidence")
+    stored.observe(*seen())
+    assert int(stored.unlabeled.filled.sum()) == 2 * 8 * 8, "one vector per image pixel, not per feature"
+
+
+@pytest.mark.parametrize("resolution", ["features", "full"])
+def test_weights_of_a_mosaic_are_the_mosaic_of_the_weights(resolution: str) -> None:
+    """A mixer may come before or after; here along the feature grid, where no feature is cut in two."""
+    weigher, (own, other) = prepared(), (seen(seed=1)[1], seen(seed=2)[1])
+    rows = torch.arange(2)[:, None, None].expand(2, 8, 8).clone()
+    rows[0, 2:6, 4:] = 1  # a neighbor
+    rows[1, :4, :4] = 2  # a labeled image
+    paste = Paste(rows)
+    before, after = paste(weigher(own), weigher(other)), weigher(paste.view(own, other))
+    assert torch.equal(before, after) and not torch.equal(before, weigher(own))
+
+
+def test_offset_unknown_and_divisor_name_the_two_readings() -> None:
+    own = seen()[1]
+    plain, official = prepared(), prepared(offset=1.0)
+    torch.testing.assert_close(official(own), plain(own) + 1)
+    for nothing, value in ((RankWeight(3, 6, k=3), 1.0), (RankWeight(3, 6, k=3, unknown=0.0), 0.0)):
+        assert (nothing(own) == value).all() and nothing.statistics["prototypes"].tolist() == [0, 3]
+    assert WPL.paper() == WPL(unknown=0.0, in_divisor=False)
+    assert WPL.official() == WPL(offset=1.0, resolution="full", box_score=0.95)
+    for wrong, message in (
+        ({"similarity": "dot"}, "unknown similarity 'dot'; expected one of rank, cosine, euclidean"),
+        ({"reliable": "yes"}, "unknown reliable 'yes'; expected one of detector, confidence, none"),
+        ({"resolution": "image"}, "unknown resolution 'image'; expected one of features, full"),
+        ({"k": 0}, "k must be > 0, got 0"),
+        ({"box_score": 85}, r"sure and box_score in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            WPL(**wrong)
+
+
+def test_similarities_by_hand() -> None:
+    z, prototype = pixel(3, 4), torch.tensor([[1.0, 0]])
+    cosine, euclidean = (RankWeight(1, 2, k=1, similarity=s) for s in ("cosine", "euclidean"))  # type: ignore[arg-type]
+    assert cosine.similarities(z, prototype).item() == pytest.approx(0.6)
+    assert euclidean.similarities(z, prototype).item() == pytest.approx(1 - (2 - 1.2) ** 0.5 / 2)
+    assert torch.equal(cosine.similarities(z, prototype), cosine.similarities(7 * z, 2 * prototype))
+    dead = pixel(0, 0)
+    assert cosine.similarities(dead, prototype).item() == 0 and torch.isfinite(euclidean.similarities(dead, prototype))
+
+
+def test_a_prototype_with_fewer_active_channels_than_k_fills_up_with_the_first_dead_ones() -> None:
+    signature = signatures(torch.tensor([[0.0, 2, 0, 0]]), 3)
+    assert signature.tolist() == [[1, 0, 2]]
+    assert shared_channels(pixel(0, 5, 0, 0), signature).item() == 1, "what the pixel does not show is not shared"
+
+
+@pytest.mark.parametrize("reliable", ["detector", "confidence"])
+def test_unsure_and_padded_unlabeled_pixels_are_not_stored(reliable: str) -> None:
+    labeled, mixed = seen()
+    assert mixed.teacher is not None
+    unsure = replace(mixed, teacher=mixed.teacher._replace(logits=mixed.teacher.logits / 20))
+    padded = replace(
+        mixed, target=Target(mixed.target.label, mixed.target.weight, torch.zeros_like(mixed.target.weight))
+    )
+    for view_of in (unsure, padded):
+        weigher = RankWeight(3, 6, k=3, reliable=reliable)  # type: ignore[arg-type]
+        weigher.observe(labeled, view_of)
+        assert int(weigher.unlabeled.filled.sum()) == 0 < int(weigher.labeled.filled.sum())
+
+
+def test_only_pixels_inside_a_box_of_their_own_class_confirm() -> None:
+    labeled, mixed = seen()
+    boxes = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
+    boxes[0, 1, :4] = True  # upper half of the first image, class 1 alone
+    weigher = RankWeight(3, 6, k=3, quota=99)
+    weigher.observe(labeled, replace(mixed, boxes=boxes))
+    assert mixed.student is not None
+    there = nearest(mixed.target.hard, torch.Size((4, 4)))[0, :2] == 1
+    assert weigher.unlabeled.filled.tolist() == [0, int(there.sum()), 0] and there.any()
+    wanted = mixed.student.features[0, :, :2][:, there].T
+    assert {tuple(v) for v in weigher.unlabeled[1].tolist()} == {tuple(v) for v in wanted.tolist()}
+
+
+def test_what_is_stored_is_the_students_strong_view_and_what_is_weighed_the_teachers_weak_one() -> None:
+    labeled, mixed = seen()
+    assert mixed.teacher is not None
+    other = mixed.teacher._replace(features=mixed.teacher.features + 10)
+    weigher = RankWeight(3, 6, k=3, quota=99)
+    weigher.observe(labeled, mixed.seen_by(other))
+    assert weigher.unlabeled.rows[:, :1].min() >= 10
+    weigher = prepared()
+    assert torch.equal(weigher(mixed), weigher(mixed.seen_by(other)))
+    assert not torch.equal(
+        weigher(mixed), weigher(replace(mixed, teacher=other._replace(features=other.features.flip(1))))
+    )
+
+
+def test_no_labeled_pixel_in_a_batch_and_no_kept_one_leave_a_finite_step() -> None:
+    weigher = RankWeight(toys.K, toys.D, sure=0.0)
+    host = MeanTeacher(toys.student(), label=ConfidentLabels(0.0), weigh=weigher, divisor="valid")
+    given = toys.batch()
+    step = host.losses(given._replace(y=torch.full_like(given.y, IGNORE)), 0.5)
+    assert int(weigher.labeled.filled.sum()) == 0 and step.statistics["prototypes"][0] == 0
+    assert step.losses["unlabeled"] > 0 and torch.isfinite(step.losses["labeled"])
+    weigher.unknown = 0.0
+    assert host.losses(given._replace(y=torch.full_like(given.y, IGNORE)), 0.5).losses["unlabeled"] == 0
 
 
 # --- in a host --------------------------------------------------------------------------------

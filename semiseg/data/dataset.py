@@ -41,3 +41,16 @@ class KnowsSize(Protocol):
     """A data set that tells an image's height and width without decoding it."""
 
     def size(self, key: str) -> tuple[int, int]: ...
+
+
+@runtime_checkable
+class KnowsMasks(Protocol):
+    """A data set that tells which training images have a mask, without opening any."""
+
+    @property
+    def masked(self) -> tuple[str, ...]: ...
+
+
+def with_mask(data: SegmentationData) -> tuple[str, ...]:
+    """Training images that can be labeled; all of them where the data set does not say."""
+    return data.masked if isinstance(data, KnowsMasks) else data.train

@@ -82,6 +82,8 @@ def _with_mask(data: SegmentationData, facts: Facts) -> Facts:
         reason = _brief(data, facts.key, error)
         path = data.files(facts.key)[1] if isinstance(data, OnDisk) else None
         trouble, detail = _look(path) if path else _UNREADABLE
+        if path and trouble == "outside":  # the data set knows which of the values are the wrong ones
+            detail = reason.removeprefix(f"mask {path.name} ")
         return replace(facts, trouble=trouble, mask_fault=detail or reason)
     if mask is None:
         return replace(facts, trouble="missing")

@@ -86,11 +86,12 @@ def _troubled(trouble: Trouble, what: str, advice: str) -> Callable[[Survey], It
 
 def _outside(s: Survey) -> Iterator[Finding]:
     if bad := [f for f in s.facts.values() if f.trouble == "outside"]:
-        last = len(s.data.classes) - 1
+        said = all("valid are" in f.mask_fault for f in bad)
+        valid = "" if said else f"valid are 0 to {len(s.data.classes) - 1} and {IGNORE} (ignore); "
         yield Finding(
             "error", f"{_n(bad, 'mask')} with values that are no class", tuple(f"{f.key}: {f.mask_fault}" for f in bad),
-            f"valid are 0 to {last} and {IGNORE} (ignore); are all classes listed, do ids start at 0, "
-            "and were masks saved without loss (PNG, never JPEG) and resized by nearest neighbor?",
+            f"{valid}are all classes listed, do ids start at 0, and were masks saved without loss "
+            "(PNG, never JPEG) and resized by nearest neighbor?",
         )  # fmt: skip
 
 

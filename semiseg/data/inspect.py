@@ -32,6 +32,8 @@ class DataReport:
     sizes: per part, number of images and the smallest, median and largest height and width, pixels.
     classes: per class and for IGNORE, images and share of the pixels (percent) among labeled and validation masks.
     findings: errors first.
+    palette: one RGB color per class.
+    lists: family and SHA256 of the split, as runs record them.
     """
 
     name: str
@@ -40,6 +42,8 @@ class DataReport:
     classes: pd.DataFrame
     findings: tuple[Finding, ...]
     pictures: tuple[Picture, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    lists: str
 
     @property
     def ok(self) -> bool:
@@ -78,7 +82,10 @@ def inspect(
     bar = tqdm(examine(data, wanted), total=len(wanted), disable=not progress, file=sys.stdout, unit="image")
     survey = Survey(data, split, {facts.key: facts for facts in bar}, crop)
     findings = tuple(find(survey))
-    return DataReport(data.name, split.name, _sizes(survey), _classes(survey), findings, pictures(survey, shown))
+    return DataReport(
+        data.name, split.name, _sizes(survey), _classes(survey), findings, pictures(survey, shown), data.palette,
+        f"family {split.family}, SHA256 {split.sha256}",
+    )  # fmt: skip
 
 
 def _sizes(survey: Survey) -> pd.DataFrame:
@@ -106,9 +113,9 @@ def _classes(survey: Survey) -> pd.DataFrame:
 def to_text(report: DataReport, examples: int = 5) -> str:
     """For a terminal; of each finding the first `examples` places, of unreadable files all."""
     parts = [
-        f"{report.name}, split {report.split}: {report.verdict}",
+        f"{report.name}, split {report.split}: {report.verdict}\n(lists: {report.lists})",
         report.sizes.to_string() + "\n(height and width: smallest / median / largest, pixels)",
-        report.classes.to_string(),
+        report.classes.rename_axis(None).to_string(),
     ]
     parts += [_told(finding, examples) for finding in report.findings]
     return "\n\n".join(parts) + "\n"

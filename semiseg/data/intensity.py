@@ -7,6 +7,8 @@ import torch.nn as nn
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from .color import shift_hue
+
 
 def _between(low: float, high: float) -> float:
     return torch.empty(()).uniform_(low, high).item()
@@ -28,7 +30,7 @@ CHANGES = {
     "sharpness": lambda x: F.adjust_sharpness(x, _between(0.05, 0.95)),
     "posterize": lambda x: F.posterize(x, int(torch.randint(4, 8, ()))),
     "solarize": lambda x: F.solarize(x, float(torch.randint(1, 256, ()))),
-    "hue": lambda x: F.adjust_hue(x, _between(-0.5, 0.5)),
+    "hue": lambda x: shift_hue(x, _between(-0.5, 0.5)),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from semiseg.data.dataset import SegmentationData
 
 _DIVISOR = {"1_16": 16, "1_8": 8, "1_4": 4, "1_2": 2, "full": 1}
 SPLITS = tuple(_DIVISOR)
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,19 @@ class Split:
         object.__setattr__(self, "sha256", hashlib.sha256(text.encode()).hexdigest())
 
 
-def seeded_split(train: Sequence[str], name: str, seed: int) -> Split:
+def seeded_split(train: Sequence[str], name: str, seed: int, masked: Sequence[str] | None = None) -> Split:
     """The first 1/16, 1/8, ... of the ids in an order drawn from `seed`, so that smaller splits lie within larger ones.
 
     The order sorts by SHA256 of "seed:id": the same on any platform and for any order of `train`.  Unlabeled images
-    keep the order of `train`.  Raises ValueError for an unknown name.
+    keep the order of `train`.  Where only some training images have masks, `masked` names them: the share is one of
+    them, and "full" labels them all.  Raises ValueError for an unknown name, and where no image has a mask.
     """
     if name not in _DIVISOR:
         raise ValueError(f"unknown split {name!r}; valid are {', '.join(SPLITS)}")
-    return _labeled_first(train, max(1, round(len(train) / _DIVISOR[name])), seed, name)
+    choice = train if masked is None else masked
+    if not choice and train:
+        raise ValueError("no training image has a mask, so none can be labeled")
+    return _labeled_first(train, max(1, round(len(choice) / _DIVISOR[name])), seed, name, choice)
 
 
 def first(train: Sequence[str], n: int, seed: int) -> Split:
@@ -73,11 +77,14 @@ def split_from_files(labeled_list: str | Path, unlabeled_list: str | Path | None
     return Split(Path(labeled_list).stem, labeled, unlabeled, "file")
 
 
-def read_list(path: Path) -> tuple[str, ...]:
-    """Ids of a list file, one per line: a bare id or a path; of several columns the first counts."""
+def read_list(path: Path, known: Container[str] = ()) -> tuple[str, ...]:
+    """Ids of a list file, one per line: a bare id or a path; of several columns the first counts.
+
+    known: ids that may hold slashes or spaces; the longest end of a line that is one of them is meant.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"list file {path} does not exist")
-    ids = tuple(_id(line.split()[0]) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    ids = tuple(_meant(line, known) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     if not ids:
         raise ValueError(f"{path}: the list is empty")
     if len(set(ids)) < len(ids):
@@ -106,16 +113,17 @@ def missing_classes(data: SegmentationData, split: Split) -> tuple[str, ...]:
     return tuple(name for name, there in zip(data.classes, present.tolist(), strict=False) if not there)
 
 
-def _labeled_first(train: Sequence[str], n: int, seed: int, name: str) -> Split:
+def _labeled_first(train: Sequence[str], n: int, seed: int, name: str, choice: Sequence[str] | None = None) -> Split:
     if not train or len(set(train)) < len(train):
         raise ValueError("a split needs training ids, each of them once")
-    labeled = tuple(sorted(train, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:n])
+    labeled = tuple(sorted(choice or train, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:n])
     known = set(labeled)
     return Split(name, labeled, tuple(key for key in train if key not in known), "seeded")
 
 
 def _read_subset(path: Path, train: Sequence[str]) -> tuple[str, ...]:
-    ids, known = read_list(path), set(train)
+    known = set(train)
+    ids = read_list(path, known)
     if strangers := [key for key in ids if key not in known]:
         raise ValueError(
             f"{path}: {len(strangers)} of {len(ids)} ids are not training images, the first: {strangers[0]}"
@@ -123,10 +131,24 @@ def _read_subset(path: Path, train: Sequence[str]) -> tuple[str, ...]:
     return ids
 
 
+def _meant(line: str, known: Container[str]) -> str:
+    """The id of a line: the whole of it if known, else the longest known end of its first column or of the line."""
+    whole, column = line.strip(), line.split()[0]
+    for entry, ends in ((whole, 1), (column, None), (whole, None)):
+        path = entry.replace("\\", "/")
+        steps = [*path.split("/")[:-1], _id(path)]
+        for start in range(len(steps))[:ends]:
+            end = "/".join(steps[start:])
+            for name in (end, end.removesuffix("_leftImg8bit")):  # so Cityscapes calls its images, not its frames
+                if name in known:
+                    return name
+    return _id(whole if known else column)
+
+
 def _id(entry: str) -> str:
     name = entry.rsplit("/", 1)[-1]
     suffix = Path(name).suffix
-    return name[: -len(suffix)] if suffix.lower() in _IMAGE_SUFFIXES else name  # an id itself may contain dots
+    return name[: -len(suffix)] if suffix.lower() in IMAGE_SUFFIXES else name  # an id itself may contain dots
 
 
 def _text(ids: Iterable[str]) -> str:

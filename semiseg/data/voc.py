@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from semiseg.data.files import FOREIGN, decode, listing, opened, translate
 from semiseg.data.splits import read_list
 from semiseg.types import IGNORE
 
@@ -22,7 +19,6 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_FOREIGN = 254  # marks a value that is no class id while a mask is translated
 
 
 def voc_palette(n: int) -> tuple[tuple[int, int, int], ...]:
@@ -68,7 +64,7 @@ class VOC:
         self.classes = tuple(CLASSES[i] for i in chosen)
         self.palette = tuple(voc_palette(len(CLASSES))[i] for i in chosen)
         self._ids = _translation(chosen)
-        images, mask_files = _listing(self._images, ".jpg"), _listing(self._masks, ".png")
+        images, mask_files = listing(self._images, ".jpg"), listing(self._masks, ".png")
         self.train = self._read(train_list, images, "image", self._images)
         self.val = self._read(val_list, images, "image", self._images)
         self._read(val_list, mask_files, "mask", self._masks)
@@ -79,9 +75,14 @@ class VOC:
         content = json.dumps([self.classes, self.train, self.val, files])
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
 
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Training ids with a mask."""
+        return tuple(key for key in self.train if key in self._mask_keys)
+
     def image(self, key: str) -> Tensor:
         """(3, H, W) uint8.  Raises ValueError naming the file where it cannot be decoded."""
-        _, pixels = _decode(self._images / f"{key}.jpg", "image", "RGB")
+        _, pixels = decode(self._images / f"{key}.jpg", "image", "RGB")
         return torch.from_numpy(pixels).permute(2, 0, 1)  # channels last in memory: cheaper to resize
 
     def mask(self, key: str) -> Tensor | None:
@@ -89,20 +90,11 @@ class VOC:
         path = self._masks / f"{key}.png"
         if not path.is_file():
             return None
-        mode, raw = _decode(path, "mask")
-        if mode not in ("L", "P"):
-            raise ValueError(f"mask {path} has mode {mode}; a mask holds class ids as 8-bit gray or palette indices")
-        ids = self._ids.take(raw)
-        if (ids == _FOREIGN).any():
-            raise ValueError(
-                f"mask {path} holds the values {np.unique(raw[ids == _FOREIGN]).tolist()}; "
-                f"valid are 0 to {len(CLASSES) - 1} and {IGNORE} (ignore)"
-            )
-        return torch.from_numpy(ids)
+        return torch.from_numpy(translate(path, self._ids))
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of the image from its header, without decoding it."""
-        with _opened(self._images / f"{key}.jpg", "image") as file:
+        with opened(self._images / f"{key}.jpg", "image") as file:
             return file.height, file.width
 
     def files(self, key: str) -> tuple[Path, Path | None]:
@@ -142,34 +134,8 @@ def _chosen(classes: Sequence[str] | None) -> tuple[int, ...]:
 
 def _translation(chosen: Sequence[int]) -> np.ndarray:
     """Class id by value in the file."""
-    table = np.full(256, _FOREIGN, dtype=np.uint8)
+    table = np.full(256, FOREIGN, dtype=np.uint8)
     table[: len(CLASSES)] = IGNORE
     table[IGNORE] = IGNORE
     table[list(chosen)] = np.arange(len(chosen), dtype=np.uint8)
     return table
-
-
-def _listing(folder: Path, suffix: str) -> dict[str, int]:
-    """Size in bytes by stem."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    with os.scandir(folder) as entries:
-        return {e.name[: -len(suffix)]: e.stat().st_size for e in entries if e.name.endswith(suffix)}
-
-
-@contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """PIL's several errors become one that names the file."""
-    try:
-        with Image.open(path) as file:
-            yield file
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{kind} {path} does not exist") from error
-    except (OSError, SyntaxError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{kind} {path} is corrupt, truncated or not an image file") from error
-
-
-def _decode(path: Path, kind: str, mode: str | None = None) -> tuple[str, np.ndarray]:
-    """The mode of the file and its pixels, converted to `mode` if given."""
-    with _opened(path, kind) as file:
-        return file.mode, np.array(file if mode in (None, file.mode) else file.convert(mode))

@@ -24,7 +24,7 @@ class Supervised(nn.Module):
 
     Args:
         student: a segmentation network.
-        criterion: (Output, Target) -> scalar; Mask2Former brings its own, Cityscapes OHEM.
+        criterion: (Output, Target) -> scalar; for Cityscapes OHEM.
         decay: of the teacher.
     """
 

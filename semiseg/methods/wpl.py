@@ -56,8 +56,8 @@ def shared_channels(features: Tensor, signature: Tensor) -> Tensor:
     b, _, h, w = features.shape
     pixels = as_pixels(features).contiguous()
     weakest = largest(pixels, signature.shape[1])[0].amin(1, keepdim=True)
-    strong = (pixels >= weakest) & (pixels > 0)
-    hits = strong[:, signature.flatten()].unflatten(1, signature.shape).sum(2)
+    asked = pixels.index_select(1, signature.flatten())
+    hits = ((asked >= weakest) & (asked > 0)).unflatten(1, signature.shape).sum(2)
     return hits.view(b, h, w, -1).movedim(-1, 1)
 
 
@@ -127,10 +127,10 @@ class RankWeight(nn.Module):
         assert view.teacher is not None
         prototypes, ready = self.prototypes()
         similar = self.similarities(self._map(view.teacher.features, view.teacher.logits), prototypes)
+        of_class = torch.where(ready[:, None, None], self.offset + similar, self.unknown)
         label = view.target.hard
         rows, columns = _places(label.shape[-2:], similar.shape[-2:], label.device)
-        picked = similar[torch.arange(len(label), device=label.device)[:, None, None], label, rows, columns]
-        factor = torch.where(ready[label], self.offset + picked, self.unknown)
+        factor = of_class[torch.arange(len(label), device=label.device)[:, None, None], label, rows, columns]
         self.statistics = _statistics(factor, view) | {"prototypes": share(ready, torch.ones_like(ready))}
         return factor
 

@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from ..data.boxes import Boxes, Detections, component_boxes
 from ..data.dataset import SegmentationData
 from ..data.splits import Split
-from ..options import Detector
+from ..options import Detector, one_of
 from ..runs import write_text
 from .backbones import load_backbone, tiny
 
@@ -48,21 +48,38 @@ class _TinyBody(nn.Module):
 
 
 def _pyramid(name: str, weights: str | None) -> BackboneWithFPN:
-    """A feature pyramid on torchvision's encoder, with classification weights or none."""
+    """A feature pyramid on torchvision's encoder, with classification weights or none.
+
+    Pretrained layers of stride 2 and 4 stay as they are, as in torchvision's detectors.
+    """
     net = tv.get_model(name)
     load_backbone(net, name, weights)
-    if name == "mobilenet_v2":
-        return BackboneWithFPN(net.features, {"3": "0", "6": "1", "13": "2", "17": "3"}, [24, 32, 96, 320], 128)
+    mobile = name == "mobilenet_v2"
+    for part in (net.features[:4],) if mobile else (net.conv1, net.bn1, net.layer1):
+        part.requires_grad_(weights is None)
+    if mobile:
+        return BackboneWithFPN(net.features, {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], 128)
     wide = 4 if name in ("resnet50", "resnet101") else 1
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
     return BackboneWithFPN(net, layers, [64 * wide * 2**i for i in range(4)], 256)
 
 
 def make_detector(o: Detector, things: int) -> FasterRCNN:
-    """A network for so many classes; images are resized so that the short side has `o.size` pixels."""
+    """A network for so many classes; images are resized so that the short side has `o.size` pixels.
+
+    torchvision trains on 512 regions of an image and predicts from 1000, for up to 100 boxes; here as many for each of
+    `o.most`: on a CPU they take most of the time.
+    """
     common = {"min_size": o.size, "max_size": 2 * o.size, "box_detections_per_img": o.most}
     if o.backbone != "tiny":
-        return FasterRCNN(_pyramid(o.backbone, o.weights), things + 1, **common)
+        body = _pyramid(o.backbone, o.weights)
+        levels = len(body.fpn.inner_blocks) + 1  # and a pooled one
+        anchors = AnchorGenerator(tuple((32 * 2**i,) for i in range(levels)), ((0.5, 1.0, 2.0),) * levels)
+        return FasterRCNN(
+            body, things + 1, rpn_anchor_generator=anchors, box_batch_size_per_image=5 * o.most,
+            rpn_pre_nms_top_n_train=20 * o.most, rpn_post_nms_top_n_train=20 * o.most,
+            rpn_pre_nms_top_n_test=10 * o.most, rpn_post_nms_top_n_test=10 * o.most, **common,
+        )  # fmt: skip
     body, hidden = _TinyBody(), 128
     sides = (o.size // 4, o.size // 2, 3 * o.size // 4, o.size)
     return FasterRCNN(
@@ -100,7 +117,10 @@ def train_detector(
     samples = [_sample(data, key, o, things) for key in labeled]
     samples = [s for s in samples if len(s[1].labels)]
     if len(samples) < 2:
-        raise ValueError(f"a detector needs two labeled images with boxes, {data.name} gives {len(samples)}")
+        raise ValueError(
+            f"a detector needs two labeled images with boxes, {data.name} gives {len(samples)}; "
+            "WPL needs none with reliable='confidence' or 'none'"
+        )
     torch.manual_seed(seed)
     order = torch.randperm(len(samples)).tolist()
     cut = max(1, round(o.held_out * len(samples)))
@@ -109,17 +129,23 @@ def train_detector(
     net = make_detector(o, len(things))
     net, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), o.lr, weight_decay=o.weight_decay))
     augment = v2.Compose([v2.RandomHorizontalFlip(0.5)] * data.mirror + [v2.ColorJitter(0.4, 0.4, 0.4, 0.1)])
-    best, best_state, rows = -1.0, {}, list[dict[str, float]]()
+    best_state, rows = {}, list[dict[str, float]]()
     for epoch in range(1, o.epochs + 1):
         loss = _one_epoch(fabric, net, optimizer, learned, things, o, augment)
         score = f1([predict(net, image, things) for image, _ in held], [boxes for _, boxes in held])
         rows.append({"epoch": epoch, "loss": loss, "f1": score})
-        if score > best:
-            best, best_state = score, copy.deepcopy(net.state_dict())
-        if epoch - max(rows, key=lambda r: r["f1"])["epoch"] >= o.patience:
+        if best_epoch(rows) is rows[-1]:
+            best_state = copy.deepcopy(net.state_dict())
+        if epoch - best_epoch(rows)["epoch"] >= o.patience:
             break
     net.load_state_dict(best_state)
     return net.module.eval(), rows
+
+
+def best_epoch(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The row of highest F1, the first of equal ones; as long as nothing is found, the newest row."""
+    best = max(rows, key=lambda row: row["f1"])
+    return best if best["f1"] > 0 else rows[-1]
 
 
 def _one_epoch(
@@ -175,9 +201,16 @@ STUFF = {"background", "road", "sidewalk", "building", "wall", "fence", "pole", 
 STUFF |= {"tree", "pavement", "sign_symbol"}  # CamVid
 
 
-def thing_classes(data: SegmentationData) -> tuple[int, ...]:
-    """The classes that get boxes."""
-    return tuple(k for k, name in enumerate(data.classes) if name.lower().replace(" ", "_") not in STUFF)
+def thing_classes(data: SegmentationData, names: Sequence[str] | None = None) -> tuple[int, ...]:
+    """The classes that get boxes: those of these names, or all but STUFF.
+
+    Raises ValueError for a name that the data does not have.
+    """
+    if names is None:
+        return tuple(k for k, name in enumerate(data.classes) if name.lower().replace(" ", "_") not in STUFF)
+    for name in names:
+        one_of(f"class of {data.name}", name, tuple(data.classes))
+    return tuple(sorted({data.classes.index(name) for name in names}))
 
 
 def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, seed: int = 0) -> Detections:
@@ -185,8 +218,9 @@ def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, 
 
     Beside the file lies what was done, as JSON.  Raises ValueError where that differs from what is asked for.
     """
-    things = thing_classes(data)
+    things = thing_classes(data, o.things)
     numbers = {**asdict(o), "weights": o.weights and Path(o.weights).name}
+    del numbers["things"]  # they are named beside
     asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": numbers}
     note = path.with_suffix(".json")
     if path.is_file() and note.is_file():
@@ -202,8 +236,7 @@ def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, 
     net, rows = train_detector(data, split.labeled, things, o, seed)
     detections = detect(net, data, split.unlabeled or split.labeled, things)
     detections.save(path)
-    best = max(rows, key=lambda row: row["f1"])
-    result = {"epochs": len(rows), "best": best, "duration_s": round(time.perf_counter() - began, 1)}
+    result = {"epochs": len(rows), "best": best_epoch(rows), "duration_s": round(time.perf_counter() - began, 1)}
     write_text(note, json.dumps({**asked, **result, "sha256": detections.sha256}, indent=1))
     return detections
 

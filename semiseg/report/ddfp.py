@@ -23,6 +23,8 @@ from ..data.transforms import Normalize
 from ..flows import MixtureFlow
 from ..methods.ddfp import DensityDescent
 from ..models.deeplabv3plus import DeepLabV3Plus
+from ..recipes import differences, usual
+from ..runs import Run
 from ..seams import ConfidentLabels
 from ..types import IGNORE
 
@@ -214,3 +216,47 @@ def toy_picture(v: Tensor, labels: Tensor, before: MixtureFlow, after: MixtureFl
     delta = eps * F.normalize(g, dim=1)
     axes[1].quiver(*v[::25].T, *delta.T, angles="xy", scale_units="xy", scale=1, width=0.004, color="crimson")
     return figure
+
+
+STEPS = {
+    "none": "none: mean teacher", "uniform": "uniform noise", "dropout": "channel dropout", "normal": "random normal",
+    "vat": "VAT, matched", "vat_published": "VAT, published setting", "density": "down the density",
+}  # fmt: skip
+
+
+def perturbations_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Table 7 and the noise of Table 4: what DDFP becomes with another step in feature space, and without any.
+
+    Args:
+        runs: any; those of DDFP that differ from its recipe in nothing but `ddfp.step` count, and mean teacher's.
+
+    Returns:
+        A row per split and step: seeds; mIoU of the teacher after the last epoch in percent, mean over seeds;
+        "minus density": mean of its paired differences to DDFP's own step, over the seeds that have both; and of the
+        last epoch "flipped, %": confident pixels whose class the step changes, "length": of the step, relative to that
+        of the features, where the run logged it.  Empty where there is no such run.
+    """
+    rows = [row for row in map(_step_row, runs) if row is not None]
+    frame = pd.DataFrame(rows, columns=["split", "step", "seed", "mIoU", "flipped, %", "length"])
+    own = frame[frame.step == "density"].set_index(["split", "seed"]).mIoU.rename("own")
+    frame = frame.join(own, on=["split", "seed"])
+    frame["minus density"] = frame.mIoU - frame.own
+    frame["step"] = pd.Categorical(frame.step, list(STEPS))
+    grouped = frame.groupby(["split", "step"], observed=True)
+    table = grouped[["mIoU", "minus density", "flipped, %", "length"]].mean()
+    table.insert(0, "seeds", grouped.seed.nunique())
+    return table.reset_index().assign(step=lambda t: t.step.map(STEPS).astype(str)).round(2)
+
+
+def _step_row(run: Run) -> list[object] | None:
+    """Split, step, seed, mIoU, flipped and relative length; None for a run that is no part of the comparison."""
+    recipe = run.record["recipe"]
+    if run.label not in ("ddfp", "mean_teacher"):
+        return None
+    step = recipe["ddfp"].get("step", "density") if run.label == "ddfp" else "none"
+    plain = {**recipe, "ddfp": {k: v for k, v in recipe["ddfp"].items() if k != "step"}} if step != "none" else recipe
+    if differences(usual(plain).as_dict(), plain):
+        return None
+    last = run.metrics.iloc[-1]
+    length = last.get("step_norm", np.nan) / last.get("start_norm", np.nan)
+    return [recipe["split"], step, recipe["seed"], 100 * run.miou, 100 * last.get("flipped", np.nan), length]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
+from ..hosts.mask2former import mask_set
 from ..hosts.stpp import reliability, split_half
 from ..types import Target, View
 from .hosts import drawn, picture, rows_of
@@ -75,13 +76,6 @@ def unreliable_pixels(
         "still possible": [drawn(possible, r, data.palette) for r in rows],
     }
     return rows_of(planes, data)
-
-
-def mask_set(target: Target, row: int) -> dict[int, Tensor]:
-    """Mask2Former's target: for each class of an image with a supervised pixel its binary mask (H, W) bool."""
-    known = target.weight[row] > 0
-    label = target.hard[row]
-    return {int(c): (label == c) & known for c in label[known].unique()}
 
 
 def sets_of_masks(view: View, data: SegmentationData, rows: Sequence[int], most: int = 3) -> Figure:

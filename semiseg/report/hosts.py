@@ -26,6 +26,7 @@ from ..seams import UniformWeight
 from ..types import Batch, Target, View
 from .pictures import colored, legend
 from .style import METHOD_TITLES
+from .tables import same_lists
 
 Compare = Callable[[Tensor, Target], Tensor]
 _GRAY = 224
@@ -201,7 +202,10 @@ def comparison(runs: Sequence[Run], methods: Sequence[str], split: str = "1_8") 
         runs: of one data set and scale, recipes unchanged (`tables.standard`).
         methods: in the order of the rows.
         split: of the runs that count.
+
+    Raises ValueError where the runs are of different lists, see `tables.same_lists`.
     """
+    same_lists(runs)
     frame, rows = table(list(runs)), {}
     steps = {r.folder.as_posix(): r.record["duration_s"] / r.record["last"]["step"] for r in runs}
     for method in methods:

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 def results(runs: Sequence[Run]) -> str:
     """A Markdown table: one row per method and split, mean and standard deviation over seeds."""
+    tables.same_lists(runs)
     frame = table(list(runs))
     lines = ["| split | method | mIoU, last epoch | best on validation | seeds |", "|---|---|---|---|---|"]
     for split in SPLITS:

@@ -20,6 +20,7 @@ METHOD_TITLES = {
     "ael": "AEL",
     "stpp": "ST++",
     "u2pl": "U2PL",
+    "mask2former": "Mask2Former",
     "ddfp": "DDFP",
     "dgcl": "DGCL",
     "esl": "ESL",

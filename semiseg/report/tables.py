@@ -56,8 +56,37 @@ def standard(runs: Sequence[Run]) -> list[Run]:
     return [r for r in runs if unchanged(r)]
 
 
+def same_lists(runs: Sequence[Run]) -> None:
+    """Raises ValueError where runs of one data set, scale and split name are not of the same labeled images.
+
+    Lists drawn from a seed differ from seed to seed by intent, so that of those only the family counts; of published
+    lists and of list files the hash must agree.
+    """
+    seen: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        recipe, lists = run.record["recipe"], _lists(run)
+        key = tuple(recipe[part] for part in ("data", "scale", "split"))
+        first = seen.setdefault(key, run)
+        if _lists(first) != lists:
+            raise ValueError(
+                f"runs on different lists must not stand in one table: split {recipe['split']} is of "
+                f"{' '.join(_lists(first))} in {first.folder} and of {' '.join(lists)} in {run.folder}"
+            )
+
+
+def _lists(run: Run) -> tuple[str, ...]:
+    """Family, and the hash where it does not depend on the seed."""
+    split = run.record["split"]
+    family = split.get("family", "seeded")
+    return (f"family {family}",) if family == "seeded" else (f"family {family},", f"SHA256 {split['sha256'][:12]}")
+
+
 def over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds per method and split, mIoU in percent of the teacher, last epoch."""
+    """Mean, standard deviation and number of seeds per method and split, mIoU in percent of the teacher, last epoch.
+
+    Raises ValueError where runs of one split name are of different lists, see `same_lists`.
+    """
+    same_lists(runs)
     frame = table(list(runs))
     grouped = frame.groupby(["data", "scale", "split", "method"], sort=False).miou
     out = grouped.agg(["mean", "std", "count"]).rename(columns={"std": "s.d.", "count": "seeds"})
@@ -67,8 +96,9 @@ def over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
 def paired_gain(runs: Sequence[Run], method: str, baseline: str) -> pd.DataFrame:
     """mIoU of `method` minus `baseline` for each split and seed that both have, in points.
 
-    Raises ValueError where two runs of one seed were not trained on the same lists.
+    Raises ValueError where two runs of one seed were not trained on the same lists, and see `same_lists`.
     """
+    same_lists([r for r in runs if r.label in (method, baseline)])
     pairs = []
     for a in (r for r in runs if r.label == method):
         for b in (r for r in runs if r.label == baseline):
@@ -93,7 +123,11 @@ def gain_summary(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> pd.Da
 
 
 def with_counts(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: method, seed, labeled and unlabeled images, steps, mIoU in percent (last and best epoch)."""
+    """One row per run: method, seed, labeled and unlabeled images, steps, mIoU in percent (last and best epoch).
+
+    Raises ValueError where runs of one split name are of different lists, see `same_lists`.
+    """
+    same_lists(runs)
     rows = [
         {
             "method": title(r.label),

@@ -1,8 +1,9 @@
-"""Figures and tables of the WPL chapter: what the weight sees, how steady ranks are, what the detector adds."""
+"""Figures and tables of the WPL chapter: what the weight sees, how steady ranks are, runs with changed options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,19 +12,16 @@ import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..banks import as_pixels
-from ..data.boxes import Boxes, Detections, component_boxes, planes
 from ..data.dataset import SegmentationData
 from ..data.transforms import Normalize
 from ..methods.wpl import RankWeight, nearest, signatures
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..models.detector import hits
-from ..options import WPL
+from ..recipes import usual
 from ..runs import Run
-from ..types import IGNORE, Output, Target, View
+from ..types import IGNORE, Target, View
 from .pictures import colored, legend
 from .style import title
 
@@ -59,7 +57,7 @@ def weights(
         row[1].imshow(colored(view.hidden[0], data.palette))
         row[2].imshow(colored(view.target.hard[0], data.palette))
         row[3].imshow(error, cmap="coolwarm", vmin=-0.2, vmax=1.2)
-        drawn = row[4].imshow(weigher(view)[0].numpy(), cmap="viridis", vmin=0, vmax=1)
+        drawn = row[4].imshow(weigher(view)[0].numpy(), cmap="viridis", vmin=0, vmax=1 + weigher.offset)
         for ax, name in zip(row, columns, strict=True):
             ax.set_title(name if key == ids[0] else "", fontsize="small")
             ax.set(xticks=[], yticks=[])
@@ -67,6 +65,33 @@ def weights(
     figure.colorbar(drawn, ax=axes[:, 4], shrink=0.8)
     legend(figure, data)
     return figure
+
+
+def mean_weights(
+    network: DeepLabV3Plus, weigher: RankWeight, data: SegmentationData, ids: Sequence[str], sure: float
+) -> pd.DataFrame:
+    """Fig. 1 in numbers: mean weight of confident pixels, right and wrong ones, by pseudo-label and of all.
+
+    Returns:
+        A row per class and one for all: pixels and mean W of the right and of the wrong ones; pixels whose truth is
+        unknown are left out.
+    """
+    counts, sums = np.zeros((2, len(data.classes)), dtype=int), np.zeros((2, len(data.classes)))
+    for key in ids:
+        view = look(network, data, key)
+        assert view.teacher is not None and view.hidden is not None
+        known = (view.teacher.logits.softmax(1).amax(1) >= sure) & (view.hidden != IGNORE)
+        right, w = view.target.hard == view.hidden, weigher(view).double()
+        for i, chosen in enumerate((known & right, known & ~right)):
+            label = view.target.hard[chosen]
+            counts[i] += np.bincount(label, minlength=counts.shape[1])
+            sums[i] += np.bincount(label, w[chosen], minlength=counts.shape[1])
+    counts, sums = (np.concatenate((v, v.sum(1, keepdims=True)), 1) for v in (counts, sums))
+    columns = {}
+    for name, n, total in zip(("right", "wrong"), counts, sums, strict=True):
+        columns[f"{name}: pixels"] = n
+        columns[f"{name}: mean W"] = np.round(total / np.where(n > 0, n, np.nan), 2)
+    return pd.DataFrame(columns, index=[*data.classes, "all"])
 
 
 def correct_features(
@@ -156,100 +181,21 @@ def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "similarity", "split", "seed", "plain", "weighted"]).round(2)
 
 
-# --- the detector -----------------------------------------------------------------------------
-
-
-def box_accuracy(
-    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], *, score: float,
-    iou: float = 0.8, min_pixels: int = 1,
-) -> pd.DataFrame:  # fmt: skip
-    """Supplement Table 1, first row: detections at a score, and the share that overlap a true box by at least `iou`."""
-    right, shown = np.zeros(len(data.classes)), np.zeros(len(data.classes))
-    for key in ids:
-        mask = data.mask(key)
-        if mask is None:
-            continue
-        sure = detections[key].above(score)
-        good = hits(sure, component_boxes(mask, things, min_pixels), iou)
-        shown += np.bincount(sure.labels, minlength=len(shown))
-        right += np.bincount(sure.labels[good], minlength=len(shown))
-    names = [data.classes[k] for k in things]
-    counts = pd.DataFrame({"boxes": shown[list(things)].astype(int), "right": right[list(things)]}, index=names)
-    counts.loc["all"] = counts.sum()
-    accuracy = 100 * counts.right / counts.boxes.where(counts.boxes > 0)
-    return pd.DataFrame({"boxes": counts.boxes.astype(int), "accuracy, %": accuracy.round(1)})
-
-
-def three_groups(
-    network: DeepLabV3Plus, detections: Detections, data: SegmentationData, ids: Sequence[str], *, score: float,
-    sure: float,
-) -> pd.DataFrame:  # fmt: skip
-    """Supplement Table 1: accuracy of confident pixels, of those inside a box of their class, and of those outside.
-
-    Returns:
-        A row per predicted class and one for all with boxes: pixels and accuracy in percent of each group.
-    """
-    classes = len(data.classes)
-    counts = np.zeros((3, 2, classes))
-    for key in ids:
-        view = look(network, data, key)
-        assert view.teacher is not None and view.hidden is not None
-        for group, (pixels, right) in enumerate(_groups(view.teacher, view.hidden, detections[key].above(score), sure)):
-            counts[group, 0] += np.bincount(pixels, minlength=classes)
-            counts[group, 1] += np.bincount(right, minlength=classes)
-    found = detections.above(score).found.values()
-    boxed = sorted({int(k) for boxes in found for k in boxes.labels})
-    names = ("confident", "confident, in a box", "confident, in no box")
-    columns = {}
-    for name, of_group in zip(names, counts, strict=True):
-        total, good = (np.append(n, n[boxed].sum()) for n in of_group)
-        columns[f"{name}: pixels"] = total.astype(int)
-        columns[f"{name}: accuracy, %"] = np.round(100 * good / np.where(total > 0, total, np.nan), 1)
-    return pd.DataFrame(columns, index=[*data.classes, "classes with boxes"])
-
-
-def _groups(output: Output, hidden: Tensor, boxes: Boxes, sure: float) -> list[tuple[Tensor, Tensor]]:
-    """Predicted classes of all, and of the right, confident pixels with known truth: everywhere, in boxes, outside."""
-    p, label = output.logits[0].softmax(0).max(0)
-    inside = planes(boxes, len(output.logits[0]), (label.shape[0], label.shape[1])).gather(0, label[None])[0]
-    known = (p >= sure) & (hidden[0] != IGNORE)
-    chosen = (known, known & inside, known & ~inside)
-    return [(label[group], label[group & (label == hidden[0])]) for group in chosen]
-
-
-def boxes_picture(
-    detections: Detections, data: SegmentationData, ids: Sequence[str], things: Sequence[int], score: float
-) -> Figure:
-    """What the detector finds on unlabeled images (solid) beside the boxes of the hidden masks (dotted)."""
-    figure, axes = plt.subplots(1, len(ids), figsize=(1.6 * len(ids), 2.1), squeeze=False)
-    for ax, key in zip(axes[0], ids, strict=True):
-        ax.imshow(data.image(key).movedim(0, -1).numpy())
-        mask = data.mask(key)
-        sets = [(detections[key].above(score), "-")]
-        if mask is not None:
-            sets.append((component_boxes(mask, things), ":"))
-        for boxes, style in sets:
-            for (x0, y0, x1, y1), k in zip(boxes.edges.tolist(), boxes.labels.tolist(), strict=True):
-                color = np.array(data.palette[k]) / 255
-                place = (x0 - 0.5, y0 - 0.5)
-                ax.add_patch(Rectangle(place, x1 - x0, y1 - y0, fill=False, color=color, ls=style, lw=2))
-                if style == "-":
-                    ax.text(x0, y0, data.classes[k], fontsize="x-small", color="white", backgroundcolor=color)
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-    return figure
-
-
 def ablations(runs: Sequence[Run]) -> pd.DataFrame:
-    """Runs of one host that differ in WPL's options: what is changed, mIoU in percent, teacher, last epoch."""
-    usual, rows = WPL(), []
+    """Runs with WPL: what differs from the recipe of their host with WPL, mIoU in percent, teacher, last epoch."""
+    rows = []
     for run in runs:
-        given = run.record["recipe"].get("wpl")
-        if given is None:
+        recipe = run.record["recipe"]
+        if "wpl" not in recipe:
             continue
-        changed = [f"{k} = {v}" for k, v in given.items() if v != getattr(usual, k)]
-        split = run.record["recipe"]["split"]
-        rows.append([title(run.label), split, ", ".join(changed) or "default", 100 * run.miou])
+        rows.append([title(run.label), recipe["split"], ", ".join(_changes(recipe)) or "default", 100 * run.miou])
     frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU"])
     grouped = frame.groupby(["method", "split", "changed"], sort=False).mIoU.agg(["mean", "std", "count"])
     return grouped.rename(columns={"std": "s.d.", "count": "seeds"}).round(2).reset_index()
+
+
+def _changes(recipe: Mapping[str, Any]) -> list[str]:
+    """What was replaced, as "k = 7"; a detector that nobody asks is no change of its own."""
+    plain = usual(recipe).as_dict()
+    pairs = ((part, key) for part, values in recipe.items() if isinstance(values, Mapping) for key in values)
+    return [f"{key} = {recipe[part][key]}" for part, key in pairs if recipe[part][key] != plain[part].get(key)]
