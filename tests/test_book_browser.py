@@ -88,6 +88,7 @@ def browser() -> Iterator[Any]:
 def tab(browser: Any) -> Iterator[Any]:
     """A page of a fresh profile; it starts in the light theme whatever the machine prefers."""
     context = browser.new_context(viewport=DESKTOP, color_scheme="light")
+    context.set_default_timeout(120_000)  # of a machine that is busy with other work
     yield context.new_page()
     context.close()
 
