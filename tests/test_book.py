@@ -18,6 +18,9 @@ PAGE = """# A page
 
 $$x^2$$ (eq-x)
 
+```{computed} findings:misprints
+```
+
 See {eq}`eq-x` and {cite:p}`wang2024ddfp`, and [elsewhere](https://example.org).
 
 ```{bibliography}
@@ -54,6 +57,14 @@ def test_page_loads_nothing_from_elsewhere(site: Path, name: str) -> None:
     assert any("src=" in tag for tag in tags)
     assert [tag for tag in tags if re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag)] == []
     assert not re.search(r"jsdelivr|unpkg|cdnjs|googleapis|THEBE_JS_URL|x-thebe-config", text)
+
+
+def test_a_page_shows_what_a_function_of_the_package_returns(site: Path) -> None:
+    from semiseg.report.findings import misprints
+
+    text = (site / "book" / "page.html").read_text()
+    cells = re.findall(r"<td><p>([^<]*)</p></td>", text)
+    assert cells == [cell.strip() for row in misprints().splitlines()[2:] for cell in row.strip("|").split("|")]
 
 
 def test_mathjax_is_served_with_the_pages(site: Path) -> None:

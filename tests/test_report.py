@@ -10,6 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from toys import Blobs, D, student
 
+from semiseg.data.splits import seeded_split
 from semiseg.methods.ddfp import DensityDescent
 from semiseg.notebook import repo_root
 from semiseg.recipes import recipe
@@ -160,7 +161,18 @@ def test_scenes_and_curves_draw_what_they_are_given(root: Path) -> None:
     net = student().eval()
     shown = pictures.predictions(data, data.val[:2], {"net": net})
     assert [ax.get_title() for ax in shown.axes[:3]] == ["input", "net", "ground truth"]
-    assert len(pictures.strip(data, data.val[:3], {"net": net}).axes) == 9
+    split = seeded_split(data.train, "1_8", 0)
+    problem = pictures.problem(data, split, data.val[:4], {"net": net}, labeled=2)
+    assert [len(ax.images) for ax in problem.axes[:8]] == [1, 1, 1, 1, 1, 1, 0, 0], "two of four scenes show a mask"
+    assert [ax.get_title(loc="left") for ax in (problem.axes[0], problem.axes[2])] == ["2 with mask", "14 without"]
+    truth = pictures.colored(data.mask(data.val[0]).long(), data.palette)
+    np.testing.assert_array_equal(problem.axes[20].images[0].get_array(), truth)
     both = [Run.read(root / f"digits-tiny/{m}-1_8-seed0") for m in ("mean_teacher", "supervised")]
     left = pictures.curves(both[0], both[1:]).axes[0]
     assert [line.get_ydata().tolist() for line in left.lines] == [[60.0], [50.0]]
+
+
+def test_readme_shows_the_committed_records() -> None:
+    text = (repo_root() / "README.md").read_text()
+    block = readme.results(tables.standard(find_runs(repo_root() / "runs" / "digits-tiny")))
+    assert readme.filled(text, block) == text, "out of date: python -m semiseg.report.readme"

@@ -17,11 +17,12 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..data.dataset import SegmentationData
+from ..data.splits import Split
 from ..data.transforms import Normalize
 from ..predict import read_image
 from ..runs import Run
 from ..types import IGNORE
-from .style import METHOD_COLORS, title
+from .style import color, title
 
 
 def colored(mask: Tensor, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -85,19 +86,40 @@ def predictions(data: SegmentationData, ids: Sequence[str], networks: Mapping[st
     return figure
 
 
-def strip(data: SegmentationData, ids: Sequence[str], networks: Mapping[str, nn.Module]) -> Figure:
-    """One column per image: input, predictions, truth from top to bottom; for wide places."""
-    rows = ["input", *networks, "truth"]
-    figure, axes = plt.subplots(len(rows), len(ids), figsize=(len(ids), len(rows) * 1.02), squeeze=False)
+def problem(
+    data: SegmentationData, split: Split, ids: Sequence[str], networks: Mapping[str, nn.Module], labeled: int = 4
+) -> Figure:
+    """The problem in one picture: scenes with a mask and scenes without; below, predictions of what was learned.
+
+    ids: validation images, one per column; of the columns above, `labeled` have a mask.
+    """
+    rows = ["training scene", "its mask", "new scene", *networks, "truth"]
+    figure, axes = plt.subplots(
+        len(rows) + 1, len(ids), figsize=(len(ids), (len(rows) + 0.4) * 1.02),
+        gridspec_kw={"height_ratios": [1, 1, 0.25] + [1] * (len(rows) - 2)},
+    )  # fmt: skip
+    shown = [*split.labeled[:labeled], *split.unlabeled[: len(ids) - labeled]]
+    for i, (column, key) in enumerate(zip(axes.T, shown, strict=True)):
+        _show(column[0], data.image(key).movedim(0, -1).numpy())
+        mask = data.mask(key)
+        if i < labeled and mask is not None:
+            _show(column[1], colored(mask.long(), data.palette))
+        else:
+            column[1].set(xticks=[], yticks=[], facecolor="0.93")
+            column[1].grid(False)
+            column[1].text(0.5, 0.5, "?", ha="center", va="center", color="0.5", transform=column[1].transAxes)
+        column[2].set_axis_off()
     for column, key in zip(axes.T, ids, strict=True):
         mask = data.mask(key)
         assert mask is not None
-        _show(column[0], data.image(key).movedim(0, -1).numpy())
-        for ax, network in zip(column[1:-1], networks.values(), strict=True):
+        _show(column[3], data.image(key).movedim(0, -1).numpy())
+        for ax, network in zip(column[4:-1], networks.values(), strict=True):
             _show(ax, colored(predict(network, data, key), data.palette))
         _show(column[-1], colored(mask.long(), data.palette))
-    for ax, name in zip(axes[:, 0], rows, strict=True):
+    for ax, name in zip((*axes[:2, 0], *axes[3:, 0]), rows, strict=True):
         ax.set_ylabel(name, fontsize="small")
+    axes[0, 0].set_title(f"{len(split.labeled)} with mask", fontsize="small", loc="left")
+    axes[0, labeled].set_title(f"{len(split.unlabeled)} without", fontsize="small", loc="left")
     return figure
 
 
@@ -122,7 +144,7 @@ def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
         scored = each.metrics.dropna(subset="miou_teacher")
         left.plot(
             scored.epoch, 100 * scored.miou_teacher, marker="o", ms=4,
-            color=METHOD_COLORS.get(each.label, "black"), label=title(each.label),
+            color=color(each.label), label=title(each.label),
         )  # fmt: skip
     left.set(title="validation mIoU, teacher", xlabel="epoch", ylabel="%")
     left.legend()
@@ -143,7 +165,8 @@ def curves(run: Run, baselines: Sequence[Run] = ()) -> Figure:
 def seeds(frame: pd.DataFrame) -> Figure:
     """Every seed as a point, and the mean: mIoU of methods by split.  `frame` is `runs.table`."""
     figure, ax = plt.subplots(figsize=(7, 3.4))
-    shown = {"data": frame, "x": "split", "y": "miou", "hue": "method", "palette": METHOD_COLORS, "ax": ax}
+    palette = {label: color(label) for label in frame.method.unique()}
+    shown = {"data": frame, "x": "split", "y": "miou", "hue": "method", "palette": palette, "ax": ax}
     methods = frame.method.nunique()
     beside = 0.8 * (methods - 1) / methods if methods > 1 else False  # where stripplot puts its points
     sns.pointplot(**shown, dodge=beside, linestyle="none", marker="_", markersize=18, errorbar=None, legend=False)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..build import load_exported
 from ..data.digits import Digits
-from ..data.splits import SPLITS
+from ..data.splits import SPLITS, seeded_split
 from ..notebook import repo_root
 from ..recipes import METHODS, Recipe
 from ..runs import Run, find_runs, table, write_text
@@ -71,16 +71,16 @@ def filled(text: str, block: str) -> str:
 
 
 def picture(root: Path) -> None:
-    """Validation scenes, the predictions of three committed models, and the truth, as one wide strip."""
-    data = Digits()
-    networks = {}
-    for method in METHODS:
+    """The problem in one picture, for README and first page: what is given, and what three networks made of it."""
+    data, networks = Digits(), {}
+    for method in ("supervised", "mean_teacher", "ddfp"):
         folder = root / "runs" / "digits-tiny" / f"{method}-1_8-seed0"
-        if (folder / "model.safetensors").is_file():
-            made = Recipe.from_dict(Run.read(folder).record["recipe"])
-            host = load_exported(made, len(data.classes), folder / "model.safetensors")
-            networks[METHOD_TITLES[method]] = host.teacher.model
-    pictures.strip(data, data.val[3:15], networks).savefig(root / "book" / "_static" / "ddfp.png", dpi=110)
+        made = Recipe.from_dict(Run.read(folder).record["recipe"])
+        host = load_exported(made, len(data.classes), folder / "model.safetensors")
+        networks[METHOD_TITLES[method]] = host.teacher.model
+    split = seeded_split(data.train, "1_8", seed=0)
+    figure = pictures.problem(data, split, data.val[3:15], networks)
+    figure.savefig(root / "book" / "_static" / "problem.png", dpi=130, metadata={"Software": None})
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import plotly.graph_objects as go
 import plotly.io as pio
 import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
 
 _PALETTE = sns.color_palette("deep").as_hex()
 METHOD_TITLES = {
@@ -25,16 +26,56 @@ METHOD_TITLES = {
     "esl": "ESL",
 }
 PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
-# Other colors for the schemes: they are the background of the five papers.
-_HOSTS = sns.color_palette("Set2").as_hex() + sns.color_palette("Set1").as_hex()[4:]
-METHOD_COLORS = {"supervised": _PALETTE[7], "mean_teacher": _PALETTE[0]}
-METHOD_COLORS |= {"ddfp": _PALETTE[3], "dgcl": _PALETTE[2], "esl": _PALETTE[4]}
-METHOD_COLORS |= dict(zip((name for name in METHOD_TITLES if name not in METHOD_COLORS), _HOSTS, strict=False))
+_SYMBOLS = {
+    frozenset[str](): "circle",
+    frozenset({"upc"}): "diamond",
+    frozenset({"wpl"}): "square",
+    frozenset({"upc", "wpl"}): "star",
+}
+METHOD_COLORS = {
+    "supervised": _PALETTE[7],  # gray: the reference
+    "mean_teacher": _PALETTE[0],
+    "ddfp": _PALETTE[3],
+    "dgcl": _PALETTE[2],
+    "esl": _PALETTE[4],
+    # hues between those of the papers, whose background the schemes are
+    "mean_teacher_mse": "#64b5cd",
+    "cutmix_seg": "#dd8452",
+    "cps": "#937860",
+    "unimatch": "#da8bc3",
+    "augseg": "#e6ab02",
+    "ael": "#17a2a2",
+    "u2pl": "#4d4d4d",
+    "stpp": "#a6b727",
+    "mask2former": "#2f6f4f",
+}
+# A plug-in changes the shade (share of black, or of white where negative) and the marker, never the hue.
+_SHADES = {"upc": 0.35, "wpl": -0.45}
 
 
 def title(label: str) -> str:
     """How figures and tables call a method and its plug-ins: 'mean_teacher+upc' -> 'mean teacher + UPC'."""
     return " + ".join((METHOD_TITLES | PLUG_IN_TITLES)[name] for name in label.split("+"))
+
+
+def host_of(label: str) -> str:
+    """The method of a label without its plug-ins: 'cps+upc' -> 'cps'."""
+    return label.split("+")[0]
+
+
+def color(label: str) -> str:
+    """The color of a method; darker with UPC, lighter with WPL."""
+    hue, *plug_ins = label.split("+")
+    mixed = to_rgb(METHOD_COLORS[hue])
+    for name in plug_ins:
+        share, end = abs(_SHADES[name]), float(_SHADES[name] < 0)
+        mixed = tuple((1 - share) * c + share * end for c in mixed)  # type: ignore[assignment]
+    return to_hex(mixed)
+
+
+def symbol(label: str) -> str:
+    """Plotly's marker that tells plug-ins apart: circle without any, diamond UPC, square WPL, star both."""
+    return _SYMBOLS[frozenset(label.split("+")[1:])]
 
 
 def use_style() -> None:

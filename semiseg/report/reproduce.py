@@ -1,0 +1,62 @@
+"""What runs took, as Markdown for the page on reproduction; read from records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..notebook import repo_root
+from ..runs import Run, find_runs
+from .compare import DATA_TITLES, comparable, ordered, total_steps
+from .findings import markdown
+from .style import title
+
+
+def _runs() -> list[Run]:
+    return find_runs(repo_root(Path(__file__).parent) / "runs")
+
+
+def _hardware(record: dict[str, Any]) -> str:
+    found = record["environment"]
+    return found["gpu"] or f"{found['cpu']}, {found['threads']} thread{'s' * (found['threads'] != 1)}"
+
+
+def _range(values: Sequence[float], digits: int = 1) -> str:
+    low, high = (f"{v:.{digits}f}" for v in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def times(runs: Sequence[Run] | None = None) -> str:
+    """Minutes, steps and memory of the runs of unchanged recipes, per data, scale, method and hardware."""
+    chosen = comparable(_runs() if runs is None else runs)
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in chosen:
+        made = run.record["recipe"]
+        groups.setdefault((f"{made['data']}-{made['scale']}", run.label, _hardware(run.record)), []).append(run)
+    order = {label: i for i, label in enumerate(ordered(label for _, label, _ in groups))}
+    rows = []
+    for (setting, label, hardware), group in sorted(groups.items(), key=lambda g: (g[0][0], order[g[0][1]], g[0][2])):
+        memory = [r.record["peak_memory_mib"]["gpu"] or r.record["peak_memory_mib"]["resident"] for r in group]
+        steps = [float(total_steps(r)) for r in group]
+        minutes = [r.record["duration_s"] / 60 for r in group]
+        rows.append(
+            [DATA_TITLES.get(setting, setting), title(label), len(group), _range(steps, 0), _range(minutes),
+             _range([m / 1024 for m in memory]), hardware]
+        )  # fmt: skip
+    columns = ["data", "method", "runs", "steps", "minutes", "memory, GiB", "hardware"]
+    return markdown(pd.DataFrame(rows, columns=columns))
+
+
+def totals(runs: Sequence[Run] | None = None) -> str:
+    """One sentence on all committed records."""
+    chosen = _runs() if runs is None else list(runs)
+    hours = sum(r.record["duration_s"] for r in chosen) / 3600
+    seeds = sorted({r.record["recipe"]["seed"] for r in chosen})
+    versions = sorted({r.record["environment"]["packages"]["torch"] for r in chosen})
+    return (
+        f"{len(chosen)} runs are committed, {hours:.1f} hours of training in all, seeds {', '.join(map(str, seeds))}, "
+        f"PyTorch {', '.join(versions)}."
+    )

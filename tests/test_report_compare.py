@@ -1,0 +1,152 @@
+"""The comparison draws every record once, pairs only what differs in one idea, and shows cost as measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from semiseg.options import UPC, WPL
+from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg.report import compare, findings, reproduce
+from semiseg.report.style import METHOD_COLORS, METHOD_TITLES, color, symbol
+from semiseg.runs import RECORD, Run
+
+COST = {
+    "data": "digits", "scale": "tiny", "how": "h", "environment": {"cpu": "c"},
+    "seconds": {"supervised": {"median": 0.02}, "mean_teacher": {"median": 0.05}},
+}  # fmt: skip
+
+
+def run(root: Path, made: Recipe, miou: float, lists: str = "s", suffix: str = "", **extra: object) -> Run:
+    scores = {"miou": miou}
+    record = {
+        "recipe": made.as_dict(), "data": {"sha256": "d"}, "split": {"sha256": lists}, "duration_s": 120.0,
+        "last": {"student": scores, "teacher": scores, "step": 100}, "best": {"teacher": scores},
+        "peak_memory_mib": {"gpu": 0, "resident": 2048},
+        "environment": {"gpu": None, "cpu": "CPU, 2 cores", "threads": 1, "packages": {"torch": "2.9"}}, **extra,
+    }  # fmt: skip
+    folder = root / (made.name + suffix)
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(json.dumps(record))
+    return Run.read(folder)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    mt, sup = recipe("mean_teacher"), recipe("supervised")
+    dgcl, esl = recipe("dgcl"), recipe("esl")
+    return [
+        run(tmp_path, sup, 0.5), run(tmp_path, replace(sup, seed=1), 0.52), run(tmp_path, mt, 0.6),
+        run(tmp_path, replace(mt, seed=1), 0.63), run(tmp_path, replace(mt, upc=UPC()), 0.61),
+        run(tmp_path, replace(mt, upc=UPC(), wpl=WPL()), 0.64), run(tmp_path, recipe("ddfp"), 0.59),
+        run(tmp_path, dgcl, 0.55), run(tmp_path, replace(dgcl, dgcl=replace(dgcl.dgcl, weight=0.0)), 0.57, suffix="-n"),
+        run(tmp_path, esl, 0.5), run(tmp_path, recipe("stpp"), 0.58, stages=[{"steps": 100}, {"steps": 200}]),
+    ]  # fmt: skip
+
+
+def test_every_unchanged_record_is_one_mark(runs: list[Run]) -> None:
+    frame = compare.scores(compare.comparable(runs))
+    assert len(frame) == 10, "the ablation of DGCL is no method of its own"
+    figure = compare.methods_figure(frame)
+    seeds = [t for t in figure.data if t.marker.opacity == 0.45]
+    assert sorted(x for t in seeds for x in t.x) == sorted(frame.mIoU)
+    means = {t.y[0]: (t.x[0], t.error_x.array) for t in figure.data if t.marker.opacity is None}
+    assert means["supervised"] == (51.0, (1.41,)) and means["ESL"] == (50.0, None)
+
+
+def test_labels_stand_in_the_order_of_the_methods() -> None:
+    labels = ["cps+upc", "esl", "cps", "supervised"]
+    assert compare.ordered(labels) == ["supervised", "cps", "cps+upc", "esl"]
+
+
+def test_the_menu_shows_the_marks_of_one_place(runs: list[Run], tmp_path: Path) -> None:
+    more = run(tmp_path, recipe("cps", split="1_4"), 0.7)
+    figure = compare.methods_figure(compare.scores([*compare.comparable(runs), more]))
+    first, second = figure.layout.updatemenus[0].buttons
+    assert (first.label, second.label) == ("embedded digits, 1_8", "embedded digits, 1_4")
+    shown = [t.y[0] for t, visible in zip(figure.data, second.args[0]["visible"], strict=True) if visible]
+    assert set(shown) == {"CPS"} == set(second.args[1]["yaxis.categoryarray"])
+
+
+def test_pairs_differ_in_one_idea(runs: list[Run]) -> None:
+    gains = compare.gains(runs).set_index("difference").gain.to_dict()
+    assert gains == {
+        "mean teacher + UPC minus mean teacher": 1.0,
+        "mean teacher + UPC + WPL minus mean teacher + UPC": 3.0,
+        "DDFP minus mean teacher": -1.0,
+        "DGCL minus the same without its idea": -2.0,
+    }
+
+
+def test_other_lists_make_no_pair(tmp_path: Path) -> None:
+    one = run(tmp_path, recipe("mean_teacher"), 0.6)
+    other = run(tmp_path, recipe("ddfp"), 0.6, lists="other")
+    assert compare.gains([one, other]).empty
+
+
+def test_cost_and_gain_by_hand(runs: list[Run]) -> None:
+    frame = compare.cost_and_gain(compare.comparable(runs), COST).set_index("label")
+    assert frame.loc["mean_teacher", "step, × supervised"] == 2.5
+    assert frame.loc["mean_teacher", "gain"] == 10.5 and frame.loc["mean_teacher", "seeds"] == 2
+    assert frame.loc["stpp"].isna()["step, × supervised"], "nothing measured, nothing drawn"
+    drawn = [t.name for t in compare.cost_figure(frame.reset_index()).data]
+    assert drawn == ["supervised", "mean teacher"]
+    assert compare.total_steps(runs[-1]) == 300 and compare.total_steps(runs[0]) == 100
+
+
+def test_a_file_without_cost_names_the_command(tmp_path: Path) -> None:
+    for text in ("", '{"how": 1}'):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(ValueError, match=r"has no cost of steps; write it: python tests/bench_hosts.py --out"):
+            compare.read_cost(tmp_path / "c.json")
+
+
+def test_the_committed_cost_is_of_methods_and_plug_ins() -> None:
+    seconds = compare.read_cost(Path(__file__).parents[1] / "runs" / compare.COST)["seconds"]
+    labels = {"supervised", *(m + p for m in METHODS if m != "supervised" for p in ("", "+upc", "+wpl"))}
+    assert seconds.keys() - labels == set()
+    assert all(v["low"] <= v["median"] <= v["high"] for v in seconds.values())
+
+
+def test_styles_are_of_one_hue_and_distinct() -> None:
+    assert METHOD_TITLES.keys() <= METHOD_COLORS.keys() and len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
+    shades = [color(f"cps{p}") for p in ("", "+upc", "+wpl", "+upc+wpl")]
+    marks = [symbol(f"cps{p}") for p in ("", "+upc", "+wpl", "+upc+wpl")]
+    assert len(set(shades)) == 4 and len(set(marks)) == 4 and shades[0] == METHOD_COLORS["cps"]
+
+
+# --- tables of text pages -----------------------------------------------------------------
+
+
+def test_misprints_are_those_of_the_files() -> None:
+    rows = findings.misprints().splitlines()[2:]
+    assert rows == [
+        "| UPC | Table 1 | U2PL classic 1/8 | 4.37 | 4.38 |",
+        "| UPC | Table 2 | U2PL blended 1/8 | 0.81 | 0.91 |",
+        "| UPC | Table 2 | U2PL blended 1/4 | 0.94 | 1.06 |",
+    ]
+
+
+def test_disagreements_are_at_least_a_point_and_name_the_papers() -> None:
+    rows = [line.split(" | ") for line in findings.disagreements().splitlines()[2:]]
+    assert ["| VOC blended", "UniMatch", "1/8", "78.40 (DDFP); 81.90 (WPL)", "3.50 |"] in rows
+    assert min(float(row[-1].strip(" |")) for row in rows) >= 1
+
+
+def test_logs_are_checked(tmp_path: Path) -> None:
+    good = (Path(__file__).parents[1] / "book" / findings.LOGS).read_text()
+    assert len(findings.read_logs()) == good.count("\n") - 1
+    (tmp_path / "l.csv").write_text(good.replace("80.91", "90.91"))
+    with pytest.raises(ValueError, match="line 2: the best epoch scores less than the last"):
+        findings.read_logs(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="expected the columns method, source"):
+        findings.read_logs(tmp_path / "l.csv")
+
+
+def test_times_are_those_of_the_records(runs: list[Run]) -> None:
+    lines = reproduce.times(runs).splitlines()
+    assert "| embedded digits | supervised | 2 | 100 | 2.0 | 2.0 | CPU, 2 cores, 1 thread |" in lines
+    assert "| embedded digits | ST++ | 1 | 300 | 2.0 | 2.0 | CPU, 2 cores, 1 thread |" in lines
+    assert reproduce.totals(runs).startswith("11 runs are committed, 0.4 hours of training in all, seeds 0, 1,")
