@@ -30,7 +30,7 @@ def misprints() -> str:
             table = published.load(paper, number)
             cells = table.rows.dropna(subset=["delta", "delta_recomputed"])
             for cell in cells[(cells.delta - cells.delta_recomputed).abs() > 0.005].itertuples():
-                where = f"{cell.host or ''} {cell.setting} {cell.partition}".strip()
+                where = " ".join(filter(None, map(str, (cell.host, cell.setting, cell.partition))))
                 rows.append([PAPERS[paper], table.title, where, f"{cell.delta:.2f}", f"{cell.delta_recomputed:.2f}"])
     return markdown(pd.DataFrame(rows, columns=["paper", "table", "cell", "gain as printed", "gain by the values"]))
 
