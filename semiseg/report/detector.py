@@ -169,6 +169,7 @@ def record_detector(
     }  # fmt: skip
     if (run.folder / WEIGHTS).is_file():
         network, some = load_exported(recipe, len(data.classes), run.folder / WEIGHTS).teacher.model, ids[:images]
+        assert isinstance(network, DeepLabV3Plus)  # what WPL weighs by
         pixels = count_groups(network, detections, data, some, score=score, sure=recipe.wpl.sure)
         found["groups"] = {"sure": recipe.wpl.sure, "images": len(some), "pixels": _rows(pixels)}
     target.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,8 @@ def misprints() -> str:
             cells = table.rows.dropna(subset=["delta", "delta_recomputed"])
             for cell in cells[(cells.delta - cells.delta_recomputed).abs() > 0.005].itertuples():
                 where = " ".join(filter(None, map(str, (cell.host, cell.setting, cell.partition))))
-                rows.append([PAPERS[paper], table.title, where, f"{cell.delta:.2f}", f"{cell.delta_recomputed:.2f}"])
+                gains = [f"{float(gain):.2f}" for gain in (cell.delta, cell.delta_recomputed)]  # type: ignore[arg-type]
+                rows.append([PAPERS[paper], table.title, where, *gains])
     return markdown(pd.DataFrame(rows, columns=["paper", "table", "cell", "gain as printed", "gain by the values"]))
 
 
