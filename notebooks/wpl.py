@@ -428,7 +428,7 @@ paper_tables.show("wpl", "S6")
 # |---|---|---|---|
 # | weight | $s/k$ in [0, 1] | $1 + s/k$ in [1, 2] | `offset=0`; `1` |
 # | divisor of the loss | number of pixels | sum of the weights, so that only relative weights matter | `in_divisor=True`; `False` is Eq. 5 |
-# | class without prototype | not stated | weight 1 ($s = 0$) | `unknown=1`; `0` takes $s = 0$ into Eq. 6 |
+# | class without prototype | not stated | $s = 0$: weight 1, the least | $s = 0$: `unknown=0`, the least at offset 0; `unknown=1` leaves the class to the host, for more than any other class gets |
 # | where ranks are taken | pixel features | features brought to image size, all 256 channels sorted at every pixel | on the feature grid, compared with the pseudo-label of every pixel; `resolution="full"` |
 # | ties, channels at 0 | not stated | broken arbitrarily by an unstable sort | ties at the $k$-th place all count, channels at 0 never |
 # | whose features | EMA teacher's | UniMatch has none: the network itself, pasted pixels in evaluation mode | the host's teacher; on UniMatch the network itself |

@@ -253,7 +253,9 @@ class WPL:
     memory: int = 256
     quota: int = 1  # vectors a class stores per image
     resolution: Literal["features", "full"] = "features"  # "full": released code
-    unknown: float = 1.0  # weight of a class without prototype
+    unknown: float = (
+        0.0  # weight of a class without prototype: s = 0; 1 leaves it to the host (released code: 1 = offset)
+    )
     in_divisor: bool = True  # released code; False: Eq. 5
     box_score: float = 0.85  # of detections that confirm pixels; 0.95 on Cityscapes
 
@@ -267,13 +269,13 @@ class WPL:
 
     @staticmethod
     def paper() -> WPL:
-        """Eq. 5 and 6 to the letter: no prototype, no agreement; every pixel in the divisor."""
-        return WPL(unknown=0.0, in_divisor=False)
+        """Eq. 5 to the letter: every pixel in the divisor."""
+        return WPL(in_divisor=False)
 
     @staticmethod
     def official() -> WPL:
         """cvlab-stonybrook/Weighting-Pseudo-Labels @ b0492232."""
-        return WPL(offset=1.0, resolution="full", box_score=0.95)
+        return WPL(offset=1.0, unknown=1.0, resolution="full", box_score=0.95)
 
 
 @dataclass(frozen=True)

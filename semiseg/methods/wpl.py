@@ -75,14 +75,15 @@ class RankWeight(nn.Module):
         sure: probability from which a pixel is stored.
         memory, quota: vectors of a class in each bank, and most that it takes per image of a batch.
         resolution: "features": rank on the feature grid; "full": on features brought to image size (released code).
-        unknown: W of a class without prototype; 1 leaves it to the host, 0 takes s = 0 literally at offset 0.
+        unknown: W of a class without prototype: 0 is s = 0 at offset 0, 1 the same at offset 1 (released code).  1 at
+            offset 0 would count such a class for more than any other.
         in_divisor: the weights also enter the divisor of the loss (released code); False: it counts pixels (Eq. 5).
     """
 
     def __init__(
         self, classes: int, width: int, *, k: int = 5, offset: float = 0.0, similarity: Similarity = "rank",
         reliable: Reliable = "detector", sure: float = 0.95, memory: int = 256, quota: int = 1,
-        resolution: Literal["features", "full"] = "features", unknown: float = 1.0,
+        resolution: Literal["features", "full"] = "features", unknown: float = 0.0,
         in_divisor: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
