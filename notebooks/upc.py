@@ -312,7 +312,7 @@ for row in pairs.to_dict("records"):
 # %% [markdown]
 # ### Why
 #
-# The paper reports gains for every host and split (0.73 to 7.99 points on PASCAL VOC classic, its Table 1). What UPC did to the
+# The paper reports gains for every host and split (its Table 1 is below). What UPC did to the
 # labels of each host here, in the last epoch:
 
 # %% tags=["hide-input"]

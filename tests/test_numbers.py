@@ -23,6 +23,9 @@ ALLOWED = {
     ("calibration", "at least 15 points higher"): "a goal, set before training",
     ("calibration", "at least 4 points above"): "a goal, set before training",
     ("ddfp", "one point in ten labeled"): "points of a plane",
+    ("hosts", "128 points"): "where the set loss samples",
+    ("findings", "at least one point apart"): "what the table below it lists",
+    ("findings", "Treat one point at few labels"): "advice",
 }
 
 
