@@ -345,11 +345,13 @@ if len(pairs) and len(noise):
 #   anyway. They are right, but nothing new, and a piece of a digit in another digit's place is no shape to learn.
 # - UPC takes the place of the host's own pasting. Mean teacher, CutMix-Seg, CPS and U2PL paste unlabeled images into each other
 #   and lose that; ST++ and mean teacher with MSE have nothing to lose. `-p k 0` trains a host that pastes nothing, and tells
-#   the two apart; such runs appear below as `k = [0]` once they are made. And a host that rejects unsure pixels (mean teacher)
-#   has little noise left to remove.
+#   the two apart (the table below). And a host that rejects unsure pixels (mean teacher) has little noise left to remove.
 #
 # On photographs, with objects larger than a patch, doubt follows outlines and the inside of an object stays, so the balance may
 # be another one. The embedded scenes cannot tell; `-p data voc` measures all of the above on other images.
+
+# %% tags=["hide-input"]
+patches.without_pasting(committed)
 
 # %% [markdown]
 # ### Ablations in miniature

@@ -192,6 +192,18 @@ def test_noise_of_hosts_is_read_from_the_last_epoch(tmp_path: Path) -> None:
     assert patches.noise_of_hosts([]).empty
 
 
+def test_hosts_without_pasting_stand_beside_their_own_pasting_and_upc(tmp_path: Path) -> None:
+    runs = [run(tmp_path, "mean_teacher", seed, 0.6) for seed in range(3)]
+    runs += [run(tmp_path, "mean_teacher", seed, 0.5, UPC()) for seed in range(3)]
+    runs += [run(tmp_path, "mean_teacher", seed, 0.7 + seed / 10, UPC(k=(0,))) for seed in range(2)]
+    runs += [run(tmp_path, "cps", 0, 0.9), run(tmp_path, "cps", 0, 0.9, UPC(k=(5,)))]
+    (row,) = patches.without_pasting(runs).to_dict("records")
+    assert row == {
+        "host": "mean teacher", "split": "1_8", "seeds": 2, "its own pasting": 60, "nothing pasted": 75, "UPC": 50,
+    }  # fmt: skip
+    assert patches.without_pasting(runs[:6]).empty
+
+
 def test_ablations_say_what_differs(tmp_path: Path) -> None:
     variants = (UPC(), UPC(k=(5,)), UPC(k=(5,), select="random"), UPC(replace="box"))
     runs = [run(tmp_path, "stpp", 0, 0.5 + i / 10, u) for i, u in enumerate(variants)]

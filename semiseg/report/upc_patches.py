@@ -18,7 +18,7 @@ from ..seams import entropy
 from ..types import IGNORE, Batch, Target, View
 from . import wpl
 from .style import title
-from .tables import paired_gain
+from .tables import paired_gain, standard
 
 SELECTORS: Mapping[str, str] = {"uncertainty": "rank", "oracle": "oracle_rank", "oracle, by area": "area_rank"}
 
@@ -204,6 +204,30 @@ def noise_of_hosts(runs: Sequence[Run]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     return pd.DataFrame(rows).groupby("host", sort=False).mean().rename(columns=names).round(1)
+
+
+def without_pasting(runs: Sequence[Run]) -> pd.DataFrame:
+    """Hosts with their own pasting, with none (k = 0), and with UPC, over the seeds of the runs with none.
+
+    Returns:
+        A row per host and split: seeds, and mean mIoU in percent, teacher, last epoch, of each.
+    """
+    nothing = vars(UPC(k=(0,))) | {"k": [0]}
+    bare = [r for r in runs if r.record["recipe"].get("upc") == nothing]
+    seen = {(r.record["recipe"]["method"], *_key(r)): r for r in bare}
+    rows = []
+    for method, split in dict.fromkeys(key[:2] for key in seen):
+        seeds = [seed for m, s, seed in seen if (m, s) == (method, split)]
+        keys = {(split, seed) for seed in seeds}
+        own, upc = (
+            [r.miou for r in standard(runs) if r.label == label and _key(r) in keys]
+            for label in (method, f"{method}+upc")
+        )
+        none = [seen[method, split, seed].miou for seed in seeds]
+        means = (100 * pd.Series(values, dtype=float).mean() for values in (own, none, upc))
+        rows.append([title(method), split, len(seeds), *means])
+    names = ["host", "split", "seeds", "its own pasting", "nothing pasted", "UPC"]
+    return pd.DataFrame(rows, columns=names).round(2)
 
 
 def ablations(runs: Sequence[Run]) -> pd.DataFrame:
