@@ -105,8 +105,8 @@ fig = pictures.scenes(images, partition.labeled[:9])
 # \mathbf{1}\big[\max p^w_{ij} > \tau\big] .
 # $$ (eq-ddfp-im)
 #
-# **Density.** An invertible network $\varphi$ maps a feature $v$ to $z = \varphi(v)$, where each class has a Gaussian;
-# the change of variables gives the density of $v$,
+# **Density.** An invertible network $\varphi$ {cite:p}`dinh2017realnvp,kingma2018glow` maps a feature $v$ to $z = \varphi(v)$,
+# where each class has a Gaussian {cite:p}`izmailov2020flowgmm`; the change of variables gives the density of $v$,
 #
 # $$
 # \log p(v) = \log \sum_{k=1}^{K} \tfrac{1}{K}\, \mathcal{N}\big(\varphi(v) \mid \mu_k, I\big)
@@ -222,7 +222,7 @@ if len(corners) == 3:
 # %% [markdown]
 # ### Where the features go
 #
-# The paper's Fig. 1, on our features: t-SNE of the features and of their density-descended copies together.
+# The paper's Fig. 1, on our features: t-SNE {cite:p}`maaten2008tsne` of the features and of their density-descended copies together.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ddfp-tsne", "caption": "t-SNE of features of confident validation pixels (a), and with their density-descended copies (b, red)."}}
 layout = None if by_class is None else figures.embed(sample, seed)
@@ -274,8 +274,8 @@ for name, row in main.iterrows():
 # ### Is it the density, or any step?
 #
 # As Table 7 and the noise of Table 4: the same host, another step at the same place. Each row is a run of this notebook with
-# `-p step`; *published* is the setting of CCT's and PS-MT's code, whose probe is lost in float32, so that it hardly moves a
-# feature (see `semiseg/methods/perturbations.py`). A step that changes no class teaches nothing, so read mIoU beside how often
+# `-p step`; *published* is the virtual adversarial step {cite:p}`miyato2019vat` in the setting of the code of CCT
+# {cite:p}`ouali2020cct` and PS-MT {cite:p}`liu2022psmt`, whose probe is lost in float32, so that it hardly moves a feature (see `semiseg/methods/perturbations.py`). A step that changes no class teaches nothing, so read mIoU beside how often
 # the step flips the class of a confident pixel. Rows of one seed decide nothing.
 
 # %% tags=["hide-input"]

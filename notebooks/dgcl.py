@@ -192,8 +192,8 @@ figures.image_scores(networks, images, shown).round(1)
 # %% [markdown]
 # ## Dense and sparse features
 #
-# The paper's Fig. 1: features of validation pixels, of the classes predicted most often, all with high confidence. The
-# classifier is equally sure of every one of them; their density within the class differs all the same.
+# The paper's Fig. 1, by t-SNE {cite:p}`maaten2008tsne`: features of validation pixels, of the classes predicted most often, all
+# with high confidence. The classifier is equally sure of every one of them; their density within the class differs all the same.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dgcl-density", "caption": "t-SNE of features of confident validation pixels: (a) by predicted class, (b) by density within the class."}}
 seen = {name: figures.pixels(network, images, images.val[:64]) for name, network in networks.items()}

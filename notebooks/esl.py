@@ -283,8 +283,8 @@ counted = esl_parts.right_by_place(images, images.val[:256], both)
 (100 * counted.pivot(index="network", columns="place", values="share_right")).round(2)
 
 # %% [markdown]
-# Fig. 6: t-SNE of the embeddings of four classes, two parts of each. Without the contrast there is no projection head
-# to look at, so the left map shows the features that the classifier reads.
+# Fig. 6: t-SNE {cite:p}`maaten2008tsne` of the embeddings of four classes, two parts of each. Without the contrast there is no
+# projection head to look at, so the left map shows the features that the classifier reads.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-esl-space", "caption": "t-SNE of pixel embeddings of validation images, without and with the contrast. Color: class; pale: second part."}}
 four = list(range(1, min(5, len(images.classes))))

@@ -433,8 +433,8 @@ paper_tables.show("upc", 8)
 # | ST++ | both retrainings; entropy of the mean probability over scales, one byte per pixel; its cutout stays, `stpp.cutout=0` for a clean Table 5 |
 # | oracle | lowest mean IoU over classes in pseudo-label or truth; of equal ones the larger error; `select="oracle_area"` counts wrong pixels |
 # | random | drawn anew at each visit |
-# | CutMix and Random Erasing of Table 5 | one box of 2 to 40 % of the image; erased pixels are noise without label |
-# | Copy-Paste of Table 5 | all pixels of one random foreground class of the labeled image |
+# | CutMix {cite:p}`yun2019cutmix` and Random Erasing {cite:p}`zhong2020erasing` of Table 5 | one box of 2 to 40 % of the image; erased pixels are noise without label |
+# | Copy-Paste {cite:p}`ghiasi2021copypaste` of Table 5 | all pixels of one random foreground class of the labeled image |
 # | Pixel Erasing of Fig. 1a | the most uncertain pixels, as many as $k$ patches have |
 #
 # At `scale="tiny"` the network, the images and the schedule are small; only `scale="paper"` on PASCAL VOC with `rows="all"` is

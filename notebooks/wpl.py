@@ -16,7 +16,8 @@
 # A threshold on confidence lets through pixels that are sure and wrong. WPL asks for two further opinions. Pixels of one
 # class tend to share their **most activated feature channels**, whatever the values; a pseudo-label whose strongest channels
 # are not those of its class gets a small weight. And a **detector**, trained on the labeled images alone with boxes made
-# from their masks, confirms which unlabeled pixels may shape the picture of a class.
+# from their masks, confirms which unlabeled pixels may shape the picture of a class. The paper adds it to UniMatch
+# {cite:p}`yang2023unimatch`, AugSeg {cite:p}`zhao2023augseg`, U2PL {cite:p}`wang2022u2pl` and AEL {cite:p}`hu2021ael`.
 #
 # **In this chapter**: the idea beside the code that runs it; what the detector finds and what it adds; a trained model,
 # its weights in pictures and numbers; and where our reading departs from the paper or its released code. It plugs into
