@@ -363,7 +363,7 @@ figures.comparison(records, schemes)
 # | average in the first steps | 0.99 from the first on | $\min(1 - 1/(t+1),\, 0.99)$ |
 # | threshold | 0.97 | 0.97 at paper scale, elsewhere that of mean teacher |
 # | confidence | one factor; a mask per pixel as option | the same: `confidence="batch"`, `"pixel"` |
-# | erasing instead of pasting (CutOut) | an option | not included |
+# | erasing instead of pasting (CutOut {cite:p}`devries2017cutout`) | an option | not included |
 #
 # **CPS**
 #
