@@ -10,12 +10,21 @@ INSTALL := $(PIP) install $(PIP_FLAGS) --constraint requirements.lock
 DEMO := runs/demo-ddfp.ipynb
 BUILD := _build
 
+# What pip would install for everything, as a report in $(BUILD)/lock.json; nothing is installed. Python and system
+# decide along: the lock is of those of .github/workflows/ci.yml.
+define RESOLVE
+@mkdir -p $(BUILD)
+$(PYTHON) -m venv $(BUILD)/lock
+$(BUILD)/lock/bin/python -m pip install --quiet --upgrade pip
+$(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(BUILD)/lock.json '.[book,dev,timm,mask2former]'
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test book lint lock bench notebooks clean
+.PHONY: help demo test book lint lock lock-check bench notebooks clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
@@ -54,12 +63,14 @@ lint: $(VENV)/.dev ## check style and types
 	$(PY) -m mypy
 
 lock: ## resolve pyproject.toml anew and write the versions to requirements.lock
-	@mkdir -p $(BUILD)
-	$(PYTHON) -m venv $(BUILD)/lock
-	$(BUILD)/lock/bin/python -m pip install --quiet --upgrade pip
-	$(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --report $(BUILD)/lock.json '.[book,dev,timm,mask2former]'
+	$(RESOLVE)
 	$(PYTHON) .ci/lock.py < $(BUILD)/lock.json > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+lock-check: ## fail if requirements.lock lacks a package, or has one that nothing needs
+	$(RESOLVE) --constraint requirements.lock
+	$(PYTHON) .ci/lock.py < $(BUILD)/lock.json > $(BUILD)/requirements.lock
+	diff -u requirements.lock $(BUILD)/requirements.lock
 
 bench: $(VENV)/.dev ## time the training steps, the flow and the loader; JSON into _build
 	@mkdir -p $(BUILD)

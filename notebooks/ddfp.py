@@ -27,16 +27,17 @@
 # ```
 
 # %% tags=["parameters"]
-split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder laid out like it)
-scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
 variant = "default"  # or DDFP as paper, or as official (code) have it
 step = "density"  # or normal, uniform, dropout, vat, vat_published: another step in feature space (Tables 4, 7)
-root = ""  # voc: the folder with JPEGImages, ImageSets, masks
-classes = ""  # voc: classes to keep, separated by commas; empty: all
-train_list = "train_aug"  # voc: the list of training images
-labeled_list = ""  # a list file, instead of the seeded partition
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
@@ -66,7 +67,7 @@ from semiseg.report import paper_tables, pictures, tables
 from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": lambda r: r, "paper": paper, "official": official}
 make_variant = variants[choice("variant", variant, variants)]
 settings = make_variant(recipe("ddfp", data, split, choice("scale", scale, SCALES), seed))
@@ -74,7 +75,7 @@ settings = replace(settings, ddfp=replace(settings.ddfp, step=step))
 if weights:
     settings = replace(settings, network=replace(settings.network, weights=weights))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 settings = replace(settings, split=partition.name)
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]
@@ -105,8 +106,8 @@ fig = pictures.scenes(images, partition.labeled[:9])
 # \mathbf{1}\big[\max p^w_{ij} > \tau\big] .
 # $$ (eq-ddfp-im)
 #
-# **Density.** An invertible network $\varphi$ maps a feature $v$ to $z = \varphi(v)$, where each class has a Gaussian;
-# the change of variables gives the density of $v$,
+# **Density.** An invertible network $\varphi$ {cite:p}`dinh2017realnvp,kingma2018glow` maps a feature $v$ to $z = \varphi(v)$,
+# where each class has a Gaussian {cite:p}`izmailov2020flowgmm`; the change of variables gives the density of $v$,
 #
 # $$
 # \log p(v) = \log \sum_{k=1}^{K} \tfrac{1}{K}\, \mathcal{N}\big(\varphi(v) \mid \mu_k, I\big)
@@ -222,7 +223,7 @@ if len(corners) == 3:
 # %% [markdown]
 # ### Where the features go
 #
-# The paper's Fig. 1, on our features: t-SNE of the features and of their density-descended copies together.
+# The paper's Fig. 1, on our features: t-SNE {cite:p}`maaten2008tsne` of the features and of their density-descended copies together.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ddfp-tsne", "caption": "t-SNE of features of confident validation pixels (a), and with their density-descended copies (b, red)."}}
 layout = None if by_class is None else figures.embed(sample, seed)
@@ -274,8 +275,8 @@ for name, row in main.iterrows():
 # ### Is it the density, or any step?
 #
 # As Table 7 and the noise of Table 4: the same host, another step at the same place. Each row is a run of this notebook with
-# `-p step`; *published* is the setting of CCT's and PS-MT's code, whose probe is lost in float32, so that it hardly moves a
-# feature (see `semiseg/methods/perturbations.py`). A step that changes no class teaches nothing, so read mIoU beside how often
+# `-p step`; *published* is the virtual adversarial step {cite:p}`miyato2019vat` in the setting of the code of CCT
+# {cite:p}`ouali2020cct` and PS-MT {cite:p}`liu2022psmt`, whose probe is lost in float32, so that it hardly moves a feature (see `semiseg/methods/perturbations.py`). A step that changes no class teaches nothing, so read mIoU beside how often
 # the step flips the class of a confident pixel. Rows of one seed decide nothing.
 
 # %% tags=["hide-input"]

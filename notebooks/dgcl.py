@@ -27,15 +27,16 @@
 # ```
 
 # %% tags=["parameters"]
-split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder laid out like it)
-scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
 variant = "default"  # or DGCL as paper, or as official (code) have it
-root = ""  # voc: the folder with JPEGImages, ImageSets, masks
-classes = ""  # voc: classes to keep, separated by commas; empty: all
-train_list = "train_aug"  # voc: the list of training images
-labeled_list = ""  # a list file, instead of the seeded partition
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
@@ -63,14 +64,14 @@ from semiseg.report import paper_tables, pictures, tables
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": lambda r: r, "paper": paper, "official": official}
 make_variant = variants[choice("variant", variant, variants)]
 settings = make_variant(recipe("dgcl", data, split, choice("scale", scale, SCALES), seed))
 if weights:
     settings = replace(settings, network=replace(settings.network, weights=weights))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 settings = replace(settings, split=partition.name)
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]
@@ -192,8 +193,8 @@ figures.image_scores(networks, images, shown).round(1)
 # %% [markdown]
 # ## Dense and sparse features
 #
-# The paper's Fig. 1: features of validation pixels, of the classes predicted most often, all with high confidence. The
-# classifier is equally sure of every one of them; their density within the class differs all the same.
+# The paper's Fig. 1, by t-SNE {cite:p}`maaten2008tsne`: features of validation pixels, of the classes predicted most often, all
+# with high confidence. The classifier is equally sure of every one of them; their density within the class differs all the same.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dgcl-density", "caption": "t-SNE of features of confident validation pixels: (a) by predicted class, (b) by density within the class."}}
 seen = {name: figures.pixels(network, images, images.val[:64]) for name, network in networks.items()}

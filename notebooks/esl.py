@@ -27,17 +27,18 @@
 # ```
 
 # %% tags=["parameters"]
-split = "1_8"  # share of labeled images: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder in the layout of PASCAL VOC)
-scale = "tiny"  # smoke (seconds), tiny (minutes on two cores), paper (numbers of the paper, for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
 label = "dynamic"  # dynamic, top (the five likeliest classes, Table 3) or hard (Table 2)
 eta = 0.95  # of the dynamic label (Table 3)
 parts = 5  # of each class (Table 4); 1 contrasts pixels with regions
-root = ""  # voc: the folder with JPEGImages, SegmentationClass or SegmentationClassAug, ImageSets
-classes = ""  # voc: comma-separated names of the classes to keep, empty for all
-train_list = "train_aug"  # voc: name of the list of training images in ImageSets/Segmentation
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet, or a file; empty for what the scale says
 workers = 0  # data loading processes
 
@@ -64,13 +65,13 @@ from semiseg.report import esl_parts, paper_tables, pictures, tables
 from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 settings = recipe("esl", data, split, choice("scale", scale, SCALES), seed)
 settings = replace(settings, esl=replace(settings.esl, label=label, eta=eta, parts=whole_number("parts", parts, 1)))
 if weights:
     settings = replace(settings, network=replace(settings.network, weights=weights))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 settings = replace(settings, split=partition.name)
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]
@@ -283,8 +284,8 @@ counted = esl_parts.right_by_place(images, images.val[:256], both)
 (100 * counted.pivot(index="network", columns="place", values="share_right")).round(2)
 
 # %% [markdown]
-# Fig. 6: t-SNE of the embeddings of four classes, two parts of each. Without the contrast there is no projection head
-# to look at, so the left map shows the features that the classifier reads.
+# Fig. 6: t-SNE {cite:p}`maaten2008tsne` of the embeddings of four classes, two parts of each. Without the contrast there is no
+# projection head to look at, so the left map shows the features that the classifier reads.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-esl-space", "caption": "t-SNE of pixel embeddings of validation images, without and with the contrast. Color: class; pale: second part."}}
 four = list(range(1, min(5, len(images.classes))))

@@ -287,7 +287,7 @@ fig = ideas.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl.u2pl.low
 # masks is made after mixing. A pixel without a label, though, is in no mask, and would teach every mask to leave it out; here it
 # counts neither in the mask terms nor in the matching.
 #
-# The network is that of the package `transformers`, an optional one: `pip install 'semiseg[mask2former]'`.
+# The network is that of the package `transformers` {cite:p}`wolf2020transformers`, an optional one: `pip install 'semiseg[mask2former]'`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-host-mask2former", "caption": "Mask2Former: label maps of mixed images as sets of binary masks, the three largest of each; an image with two classes has two."}}
 fig = ideas.sets_of_masks(scene("cps").mixed, digits, range(8))
@@ -363,7 +363,7 @@ figures.comparison(records, schemes)
 # | average in the first steps | 0.99 from the first on | $\min(1 - 1/(t+1),\, 0.99)$ |
 # | threshold | 0.97 | 0.97 at paper scale, elsewhere that of mean teacher |
 # | confidence | one factor; a mask per pixel as option | the same: `confidence="batch"`, `"pixel"` |
-# | erasing instead of pasting (CutOut) | an option | not included |
+# | erasing instead of pasting (CutOut {cite:p}`devries2017cutout`) | an option | not included |
 #
 # **CPS**
 #

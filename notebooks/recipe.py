@@ -29,14 +29,15 @@
 method = "cps"  # supervised, mean_teacher, cps, unimatch, ..., ddfp, dgcl, esl
 plug_ins = ""  # upc, wpl
 changes = ""  # changed options, written as above
-split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder laid out like it)
-scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
-root = ""  # voc: the folder with JPEGImages, ImageSets, masks
-classes = ""  # voc: classes to keep, separated by commas; empty: all
-train_list = "train_aug"  # voc: the list of training images
-labeled_list = ""  # a list file, instead of the seeded partition
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
@@ -61,7 +62,7 @@ from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 from semiseg.variants import parse_changes, suffix_of, variant
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 settings = variant(
     choice("method", method, METHODS),
     plug_ins,
@@ -76,7 +77,7 @@ if weights:
     settings = replace(settings, network=replace(encoder, weights=weights))
     settings = replace(settings, detector=replace(boxes_encoder, weights=weights))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 settings = replace(settings, split=partition.name)
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]

@@ -27,9 +27,9 @@
 
 # %% tags=["parameters"]
 host = "mean_teacher"  # any scheme with unlabeled images: stpp, cps, u2pl, ... (all ablations of the paper: stpp)
-split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder laid out like it)
-scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
 n = 4  # patches per side (Table 8)
 k = "2,3,5"  # patches replaced; several numbers: redundant augmentation (Tables 6 to 8)
@@ -37,10 +37,11 @@ rows = "sample"  # one row per image, k drawn from its numbers; all: a row for e
 select = "uncertainty"  # or random, oracle (Table 7), oracle_area
 replace = "patches"  # or box, copy_paste, erase (Tables 5 and 6), erase_pixels (Fig. 1a)
 divide = "sum"  # or mean: entropy of a patch per pixel
-root = ""  # voc: the folder with JPEGImages, ImageSets, masks
-classes = ""  # voc: classes to keep, separated by commas; empty: all
-train_list = "train_aug"  # voc: the list of training images
-labeled_list = ""  # a list file, instead of the seeded partition
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
@@ -71,7 +72,7 @@ from semiseg.report import upc_patches as patches
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 n = whole_number("n", n, 1)
 k = whole_numbers("k", k, 0, n**2)
 options = UPC(n, k, rows=rows, select=select, divide=divide, replace=replace)
@@ -80,7 +81,7 @@ plain = recipe(choice("host", host, hosts), data, split, choice("scale", scale, 
 if weights:
     plain = dataclasses.replace(plain, network=dataclasses.replace(plain.network, weights=weights))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 plain = dataclasses.replace(plain, split=partition.name)
 settings = dataclasses.replace(plain, upc=options)
 use_style()
@@ -435,8 +436,8 @@ paper_tables.show("upc", 8)
 # | ST++ | both retrainings; entropy of the mean probability over scales, one byte per pixel; its cutout stays, `stpp.cutout=0` for a clean Table 5 |
 # | oracle | lowest mean IoU over classes in pseudo-label or truth; of equal ones the larger error; `select="oracle_area"` counts wrong pixels |
 # | random | drawn anew at each visit |
-# | CutMix and Random Erasing of Table 5 | one box of 2 to 40 % of the image; erased pixels are noise without label |
-# | Copy-Paste of Table 5 | all pixels of one random foreground class of the labeled image |
+# | CutMix {cite:p}`yun2019cutmix` and Random Erasing {cite:p}`zhong2020erasing` of Table 5 | one box of 2 to 40 % of the image; erased pixels are noise without label |
+# | Copy-Paste {cite:p}`ghiasi2021copypaste` of Table 5 | all pixels of one random foreground class of the labeled image |
 # | Pixel Erasing of Fig. 1a | the most uncertain pixels, as many as $k$ patches have |
 #
 # At `scale="tiny"` the network, the images and the schedule are small; only `scale="paper"` on PASCAL VOC with `rows="all"` is

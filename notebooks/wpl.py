@@ -16,7 +16,8 @@
 # A threshold on confidence lets through pixels that are sure and wrong. WPL asks for two further opinions. Pixels of one
 # class tend to share their **most activated feature channels**, whatever the values; a pseudo-label whose strongest channels
 # are not those of its class gets a small weight. And a **detector**, trained on the labeled images alone with boxes made
-# from their masks, confirms which unlabeled pixels may shape the picture of a class.
+# from their masks, confirms which unlabeled pixels may shape the picture of a class. The paper adds it to UniMatch
+# {cite:p}`yang2023unimatch`, AugSeg {cite:p}`zhao2023augseg`, U2PL {cite:p}`wang2022u2pl` and AEL {cite:p}`hu2021ael`.
 #
 # **In this chapter**: the idea beside the code that runs it; what the detector finds and what it adds; a trained model,
 # its weights in pictures and numbers; and where our reading departs from the paper or its released code. It plugs into
@@ -43,9 +44,9 @@
 
 # %% tags=["parameters"]
 host = "unimatch"  # unimatch, augseg, ael, u2pl or mean_teacher
-split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full
-data = "digits"  # digits (embedded), or voc (a folder laid out like it)
-scale = "tiny"  # smoke (seconds), tiny (minutes), paper (for voc)
+split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
+data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
+scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0
 variant = "default"  # or WPL as paper, or as official (code) have it
 k = 5  # strongest channels compared (Fig. 7)
@@ -55,10 +56,11 @@ alpha = 1.0  # factor of the unlabeled terms (supplement Table 2)
 box_score = ""  # of boxes that count (supplement Table 3); empty: by recipe
 memory = 256  # vectors per class in each bank (supplement Table 4)
 things = ""  # classes with boxes, separated by commas; empty: all but background and other usual stuff
-root = ""  # voc: the folder with JPEGImages, ImageSets, masks
-classes = ""  # voc: classes to keep, separated by commas; empty: all
-train_list = "train_aug"  # voc: the list of training images
-labeled_list = ""  # a list file, instead of the seeded partition
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
+family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
 weights = ""  # of the encoder: imagenet or a file; empty: by scale
 workers = 0  # data loading processes
 
@@ -90,7 +92,7 @@ from semiseg.report import wpl as figures
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
 
-split, seed, workers = parse_split(split), seed_number(seed), whole_number("workers", workers, 0)
+split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": WPL, "paper": WPL.paper, "official": WPL.official}
 options = variants[choice("variant", variant, variants)]()
 options = replace(
@@ -114,7 +116,7 @@ if things:
 if float(alpha) != 1:
     plain = with_alpha(plain, float(alpha))
 images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list)
+partition = open_split(images, split, seed, labeled_list, family)
 plain = replace(plain, split=partition.name)
 settings = replace(plain, wpl=options)
 use_style()

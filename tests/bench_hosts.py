@@ -1,6 +1,8 @@
 """Cost of a training step of every scheme and plug-in: python tests/bench_hosts.py --out runs/step-cost.json
 
 Not a test: nothing here fails on time.  The file it writes is committed; the book's comparison draws it.
+
+`--add cps+upc ...` measures these labels beside the reference and adds them to the file, in the time of its session.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +31,14 @@ from semiseg.runs import environment, write_text
 from semiseg.types import IGNORE, Batch
 
 HALF_WAY = 0.5  # of training: warm-ups are over, memories are in use
-USUAL = [m for m in METHODS if m != "mask2former"]  # which needs an extra, and minutes: --methods mask2former
+USUAL = [m for m in METHODS if m != "mask2former"]  # which needs an extra: --add mask2former mask2former+upc
+REFERENCE = "mean_teacher"
 HOW = (
     "One step is losses, backward pass, optimizer and teacher, half way through training, batches already loaded. "
     "Schemes take turns, a few steps each, for several rounds; a round counts with its median step. Seconds of the "
     "one thread that computes, which other programs on the machine lengthen little."
 )
+HOW_ADDED = " {labels} were measured later, together with mean teacher, and scaled by the ratio of its two times."
 
 
 def recipes(methods: Sequence[str]) -> Iterator[Recipe]:
@@ -89,9 +94,9 @@ class Trained:
         return clock() - start
 
 
-def measure(methods: Sequence[str], rounds: int, steps: int, warm: int, device: str) -> dict[str, dict[str, float]]:
+def measure(made: Iterable[Recipe], rounds: int, steps: int, warm: int, device: str) -> dict[str, dict[str, float]]:
     """Median seconds of a step, and the smallest and largest median of a round."""
-    schemes = {made.label: Trained(made, device, warm) for made in recipes(methods)}
+    schemes = {each.label: Trained(each, device, warm) for each in made}
     medians: dict[str, list[float]] = {label: [] for label in schemes}
     for _ in range(rounds):
         for label, scheme in schemes.items():
@@ -102,19 +107,38 @@ def measure(methods: Sequence[str], rounds: int, steps: int, warm: int, device: 
     }
 
 
+def with_added(record: Mapping[str, Any], new: Mapping[str, Mapping[str, float]], made_with: Any) -> dict[str, Any]:
+    """The record with the labels of a later session, brought to its own time by the reference that both measured."""
+    factor = record["seconds"][REFERENCE]["median"] / new[REFERENCE]["median"]
+    labels = [label for label in new if label != REFERENCE]
+    scaled = {label: {k: round(factor * v, 5) for k, v in new[label].items()} for label in labels}
+    later = {"labels": labels, "reference": REFERENCE, "factor": round(factor, 4), "environment": made_with}
+    how = record["how"] + HOW_ADDED.format(labels=", ".join(labels))
+    added = [*record.get("added", ()), later]
+    return {**record, "how": how, "seconds": {**record["seconds"], **scaled}, "added": added}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", default=USUAL, choices=METHODS)
+    parser.add_argument("--add", nargs="+", metavar="LABEL", help="add these to the file instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=12)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seconds = measure(arguments.methods, arguments.rounds, arguments.steps, arguments.warm, device)
+    made = list(recipes(arguments.methods))
+    if arguments.add:
+        made = [each for each in recipes(METHODS) if each.label in {REFERENCE, *arguments.add}]
+    seconds = measure(made, arguments.rounds, arguments.steps, arguments.warm, device)
     size = {"rounds": arguments.rounds, "steps": arguments.steps, "device": device}
-    record = {"data": "digits", "scale": "tiny", "how": HOW, **size, "environment": environment(), "seconds": seconds}
+    if arguments.add:
+        record = with_added(json.loads(arguments.out.read_text()), seconds, environment())
+    else:
+        head = {"data": "digits", "scale": "tiny", "how": HOW, **size}
+        record = {**head, "environment": environment(), "seconds": seconds}
     write_text(arguments.out, json.dumps(record, indent=1) + "\n")
 
 

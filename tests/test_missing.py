@@ -107,6 +107,16 @@ def test_notebooks_make_what_is_wanted_of_their_parameters(
         assert recipe_of(item.command) == item.want.recipe(item.setting, item.seed), item.command
 
 
+@pytest.mark.parametrize("notebook", ["ddfp", "dgcl", "esl", "upc", "wpl", "recipe"])
+def test_notebooks_take_published_lists(notebook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semiseg.notebook.Digits", lambda: Digits(2, 2))
+    command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p family classic -p split 92 -p labeled_list x.txt"
+    with pytest.raises(ValueError, match=r"family='classic' and labeled_list='x.txt' are two splits"):
+        recipe_of(command)
+    with pytest.raises(ValueError, match="unknown split 92; expected one of 1_16"):
+        recipe_of(command.replace("classic", "''"))
+
+
 def test_a_record_is_wanted_no_more(wanted: list[module.Missing], tmp_path: Path) -> None:
     first = wanted[0]
     run = made(tmp_path, first.want.recipe(first.setting, first.seed), 0.5)
