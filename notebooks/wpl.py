@@ -373,13 +373,16 @@ for r in real:
 # ### Ablations in miniature
 #
 # Table 3 (what feeds the prototypes), Fig. 6 (similarity), Fig. 7 ($k$) and supplement Tables 2 to 4 for runs that were
-# made; each row is a run of the notebook with one argument changed.
+# made; each row is a run of the notebook with one argument changed. Rows with `unknown = 1.0` leave a class without prototype
+# to its host: at offset 0 such a class then counts for more than any class that has a prototype.
 
 # %% tags=["hide-input"]
 figures.ablations(find_runs(repo_root() / "runs" / "digits-tiny"))
 
 # %% [markdown]
-# Accuracy of pseudo-labels as the weights count them, in the last epoch (Fig. 6, and Fig. 1 of the supplement):
+# Accuracy of pseudo-labels as the weights count them, in the last epoch (Fig. 6, and Fig. 1 of the supplement). The column
+# *plain* shows where the weights feed back on the labels: U2PL has no threshold on confidence, so when right pixels of the
+# background count little, uncertain ones of other classes take over, and the next labels are worse.
 
 # %% tags=["hide-input"]
 figures.weighted_accuracy([r for r in find_runs(repo_root() / "runs" / "digits-tiny") if "wpl" in r.label])

@@ -175,10 +175,12 @@ def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
         )
         recipe = run.record["recipe"]
         rows.append(
-            [title(run.label), recipe["wpl"]["similarity"], recipe["split"], recipe["seed"],
+            [title(run.label), recipe["wpl"]["similarity"], recipe["wpl"]["unknown"], recipe["split"], recipe["seed"],
              100 * last.pseudo_label_accuracy, 100 * right / (right + wrong)]
         )  # fmt: skip
-    return pd.DataFrame(rows, columns=["method", "similarity", "split", "seed", "plain", "weighted"]).round(2)
+    return pd.DataFrame(rows, columns=["method", "similarity", "unknown", "split", "seed", "plain", "weighted"]).round(
+        2
+    )
 
 
 def ablations(runs: Sequence[Run]) -> pd.DataFrame:
