@@ -42,7 +42,7 @@ def test_steadiness_is_0_for_equal_features_and_grows_with_their_spread() -> Non
 
 
 def run(tmp_path: Path, **last: float) -> Run:
-    made = recipe("unimatch", "digits", "1_8", "smoke").as_dict() | {"wpl": {"similarity": "rank"}}
+    made = recipe("unimatch", "digits", "1_8", "smoke").as_dict() | {"wpl": {"similarity": "rank", "unknown": 0.0}}
     metrics = {"epoch": [1, 2], **{name: [0.5, value] for name, value in last.items()}}
     pd.DataFrame(metrics).to_csv(tmp_path / "metrics.csv", index=False)
     return Run(tmp_path, {"recipe": made, "last": {"teacher": {"miou": 0.5}}})
