@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .data.files import to_rgb, upright
 from .model import Model
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -107,20 +108,17 @@ def _expand(given: Path, out: Path | str | None) -> list[tuple[Path, Path]]:
 
 
 def read_image(path: Path) -> Tensor:
-    """(3, H, W) uint8, turned as its EXIF orientation says.
+    """(3, H, W) uint8, turned as its EXIF orientation says, as in training.
 
     Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become the upper 8; of several frames
     the first counts.  Raises ValueError naming the file where it cannot be read.
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "F":
+            upright(file)
+            if file.mode == "F":
                 raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
-            if image.mode.startswith("I"):
-                pixels = np.repeat((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, 2)
-            else:
-                pixels = np.array(image.convert("RGB"))
+            pixels = to_rgb(file)
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -76,7 +76,7 @@ def test_root_prefers_the_checkout_it_is_started_in(tmp_path: Path) -> None:
 
 
 def test_missing_root_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semiseg.notebook.__file__", str(tmp_path / "site-packages" / "semiseg" / "notebook.py"))
+    monkeypatch.setattr("semiseg.checkout.__file__", str(tmp_path / "site-packages" / "semiseg" / "notebook.py"))
     with pytest.raises(FileNotFoundError, match=r"start the notebook inside a checkout"):
         repo_root(tmp_path)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 from ..runs import RECORD, find_runs, keep
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
