@@ -143,7 +143,7 @@ def predict_files(
         window: side of the sliding window, pixels; None: see `Model.windows`.
         batch: neighbors of equal size that are predicted together.
         overwrite: also images whose files are all there.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, if that is a terminal.
 
     Returns:
         What happened; an image that cannot be read stops nothing.
@@ -152,7 +152,7 @@ def predict_files(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     outcome = Outcome()
-    with tqdm(total=len(images), disable=not progress, file=sys.stderr, unit="image") as bar:
+    with tqdm(total=len(images), disable=None if progress else True, file=sys.stderr, unit="image") as bar:
         for group in _groups(images, out, wanted, batch, overwrite, outcome, bar.update):
             stack = torch.stack([image for _, image in group])
             for (name, image), p in zip(group, model.probabilities(stack, window), strict=True):
