@@ -117,6 +117,10 @@ def open_data(
 
 
 def _open_voc(root: Path, classes: str, train_list: str) -> SegmentationData:
+    if (root / "images").is_dir() and not (root / "JPEGImages").is_dir():
+        raise FileNotFoundError(
+            f"{root} holds images but no JPEGImages; data='voc' is PASCAL VOC, your own images are data='folder'"
+        )
     return VOC(root, classes=_names(classes), train_list=train_list or _VOC_LIST)
 
 

@@ -168,7 +168,7 @@ def _twice(root: Path) -> None:
         (lambda r: trees.write(r / "val.txt", ["day 0/99"]), {}, FileNotFoundError,
          r"val.txt names 1 ids without image in .*the first: 99"),
         (lambda r: trees.write(r / "val.txt", ["bare"]), {}, FileNotFoundError,
-         r"1 validation images in .* have no mask, first: bare"),
+         r"own: 1 validation images have no mask of the same name, first: bare; .*, the first mask day 0/0"),
         (lambda r: None, {"train_list": "t.txt"}, FileNotFoundError, r"list file .*t.txt does not exist"),
         (lambda r: None, {"classes": "none.toml"}, FileNotFoundError, r"file of classes .*none.toml does not exist"),
         (lambda r: None, {"classes": ["a"]}, ValueError, "classes: names must be a list of 2 to 254 names"),

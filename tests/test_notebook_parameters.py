@@ -81,12 +81,15 @@ def test_missing_root_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Mon
         repo_root(tmp_path)
 
 
-def test_data_sets_are_named_and_need_their_folder() -> None:
+def test_data_sets_are_named_and_need_their_folder(tmp_path: Path) -> None:
     assert open_data("digits").name == "digits"
     with pytest.raises(
         ValueError, match="unknown data 'ade'; expected one of digits, voc, cityscapes, camvid, coco, f"
     ):
         open_data("ade", "x")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"images but no JPEGImages; .* your own images are data='folder'"):
+        open_data("voc", str(tmp_path))
     for name in ("voc", "cityscapes", "camvid", "coco", "folder"):
         with pytest.raises(ValueError, match=f"data='{name}' needs root: the folder with "):
             open_data(name)

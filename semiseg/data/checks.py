@@ -65,5 +65,6 @@ def _some_foreground(data: SegmentationData, present: Tensor) -> None:
     if present[IGNORE] and not present[1 : len(data.classes)].any():
         raise ValueError(
             f"{data.name}: the labeled masks hold no class but {data.classes[0]}, and {IGNORE}, "
-            f"which means 'ignore'; save masks with class ids 0, 1, 2, ..."
+            f"which means 'ignore'; save masks with class ids 0, 1, 2, ...; of a folder of your own, "
+            f"values = [0, {IGNORE}] in classes.toml will do"
         )

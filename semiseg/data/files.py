@@ -19,6 +19,7 @@ from torch import Tensor
 from semiseg.data.splits import IMAGE_SUFFIXES, read_list
 from semiseg.types import IGNORE
 
+MOST_SHOWN = 8  # wrong values that a message lists
 FOREIGN = 254  # marks a value that is no class id while a mask is translated
 Bytes = NDArray[np.uint8]
 
@@ -132,7 +133,8 @@ def translate(path: Path, table: Bytes) -> Bytes:
         valid = _ranges(np.flatnonzero(table[:IGNORE] != FOREIGN).tolist())
         last = {FOREIGN: "", IGNORE: f" and {IGNORE} (ignore)"}.get(int(table[IGNORE]), f" and {IGNORE}")
         strangers = np.unique(raw[ids == FOREIGN]).tolist()
-        raise ValueError(f"mask {path} holds the values {strangers}; valid are {valid}{last}")
+        more = f" and {len(strangers) - MOST_SHOWN} more" if len(strangers) > MOST_SHOWN else ""
+        raise ValueError(f"mask {path} holds the values {strangers[:MOST_SHOWN]}{more}; valid are {valid}{last}")
     return ids
 
 

@@ -182,7 +182,8 @@ def _trap(s: Survey) -> Iterator[Finding]:
         where = tuple(f.key for f in s.of("labeled") if f.counts is not None and f.counts[IGNORE])
         yield Finding(
             "error", f"the labeled masks hold no values but 0 and {IGNORE}, and {IGNORE} means 'ignore'", where,
-            "masks saved as black and white? Save class ids instead: 0 for the background, 1 for the object",
+            "masks saved as black and white? Save class ids instead: 0 for the background, 1 for the object; "
+            f"of a folder of your own, values = [0, {IGNORE}] in classes.toml will do",
         )  # fmt: skip
 
 
