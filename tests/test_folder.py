@@ -221,5 +221,6 @@ def test_a_folder_trains(root: Path, tmp_path: Path) -> None:
     assert run.record["split"]["labeled"] == 4 and run.record["split"]["unlabeled"] == 9
     assert run.record["data"] == {
         "name": "folder", "sha256": data.sha256, "classes": ["0", "1", "2"], "val": 2,
+        "palette": [list(color) for color in data.palette],
     }  # fmt: skip
     assert sum(map(sum, run.record["last"]["teacher"]["confusion"])) == 2 * 40 * 40
