@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 import sys
@@ -21,8 +22,10 @@ from tqdm import tqdm
 
 from .data.files import to_rgb, upright
 from .model import Model
+from .runs import WEIGHTS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MARK = "model.txt"  # in the folder of predictions, whose they are
 OPACITY = 0.55  # of the color of a class over its image
 Probabilities = Literal["", "npy", "safetensors"]
 
@@ -147,11 +150,19 @@ def predict_files(
 
     Returns:
         What happened; an image that cannot be read stops nothing.
+
+    Raises:
+        ValueError: `out` holds predictions of another model, and they are not to be overwritten.
     """
     wanted, out = wanted or Wanted(), Path(out)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    outcome = Outcome()
+    outcome, mark = Outcome(), _mark(model)
+    if not overwrite and (out / MARK).is_file() and (out / MARK).read_text() != mark:
+        raise ValueError(
+            f"{out} holds predictions of another model, {(out / MARK).read_text().strip()}; choose another folder "
+            "(--out), or overwrite them (--overwrite)"
+        )
     with tqdm(total=len(images), disable=None if progress else True, file=sys.stderr, unit="image") as bar:
         for group in _groups(images, out, wanted, batch, overwrite, outcome, bar.update):
             stack = torch.stack([image for _, image in group])
@@ -159,7 +170,16 @@ def predict_files(
                 _write(model, image, p, wanted, wanted.files(out, name))
                 outcome.written.append(name)
                 bar.update()
+    if outcome.written:
+        with _whole(out / MARK) as part:
+            part.write_text(mark)
     return outcome
+
+
+def _mark(model: Model) -> str:
+    """What tells the predictions of a model from those of another: its folder and the hash of its weights."""
+    with (model.folder / WEIGHTS).open("rb") as file:
+        return f"{model.folder.name}, weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}\n"
 
 
 def _groups(
