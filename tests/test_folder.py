@@ -214,6 +214,18 @@ def test_values_outside_the_classes_are_named(root: Path) -> None:
         data.mask(data.val[0])
 
 
+def test_an_image_turned_by_its_tag_needs_a_mask_that_is_turned(root: Path) -> None:
+    lying = Image.fromarray(trees.pixels(1, 20, 40))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(root / "images/turned.png", exif=exif)
+    trees.save(root / "masks/turned.png", trees.blocks([0, 1], 20, 40))
+    data = Folder(root, classes=["a", "b", "c"])
+    assert data.size("turned") == (40, 20) == tuple(data.image("turned").shape[1:])
+    with pytest.raises(ValueError, match=r"turned is 40 x 20 but its mask 20 x 40 \(height x width\); the EXIF tag"):
+        check(data, ("turned",))
+
+
 def test_a_folder_trains(root: Path, tmp_path: Path) -> None:
     data = open_data("folder", str(root))
     run = train(recipe("mean_teacher", "folder", "1_2", "smoke"), data, open_split(data, "1_2", 0), tmp_path / "run",
