@@ -66,6 +66,7 @@ from semiseg.notebook import (
     open_data,
     open_split,
     parse_split,
+    repo_root,
     seed_number,
     train_or_reuse,
     whole_number,
@@ -150,7 +151,7 @@ fig = pictures.scenes(images, partition.labeled[:8])
 report = inspect(images, partition, crop=crop or None)
 print(f"{report.verdict}")
 for finding in report.findings:
-    print(f"{finding.severity}: {finding.what}")
+    print(f"{finding.severity}: {finding.what}: {', '.join(finding.where[:5]) or finding.advice}")
 
 # %%
 report.classes
@@ -184,6 +185,7 @@ settings = replace(
     evaluation=replace(settings.evaluation, held_out=held_out),
 )
 run = train_or_reuse(settings, images, partition, workers=workers)
+print(f"the run: {run.folder.relative_to(repo_root())}")
 tables.per_class(run)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-curves", "caption": "Left: validation mIoU after each epoch; if it still rises at the end, train longer. Middle: the loss terms. Right: the share of pixels that get a pseudo-label, and how many of those are right where a mask is there to tell."}}
@@ -204,8 +206,8 @@ model = load_model(run.folder)
 inputs = photos or Path(root) / ("photos" if made else "images")
 target = Path(out) if out else Path(temporary.name) / "predictions"
 found = find_images([inputs], target)
-outcome = predict_files(model, found, target, Wanted(entropy=True))
-print(f"{len(outcome.written)} predicted, {len(outcome.skipped)} were there already, {len(outcome.failed)} unreadable")
+outcome = predict_files(model, found, target, Wanted(entropy=True), overwrite=True)
+print(f"{len(outcome.written)} predicted, {len(outcome.failed)} unreadable")
 print(*sorted({path.relative_to(target).parts[0] for path in target.rglob("*.png")}), sep=", ")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-predictions", "caption": "New images, the classes laid over them, and the entropy of the prediction (light: unsure). The model was trained on single scenes and sees six at once; it is least sure along the outlines of the strokes."}}
@@ -219,10 +221,10 @@ temporary.cleanup()
 #
 # ```sh
 # semiseg data check --data folder --root /path/mine
-# semiseg train --data folder --root /path/mine --split full --method mean_teacher --held-out 0.2 --out runs/mine
-# semiseg evaluate runs/mine --root /path/mine
-# semiseg predict runs/mine '/path/new/**/*.jpg' --out /path/predictions --entropy
-# semiseg export runs/mine /path/model
+# semiseg train --data folder --root /path/mine --split full --method mean_teacher --held-out 0.2 --out runs/local/mine
+# semiseg evaluate runs/local/mine --root /path/mine
+# semiseg predict runs/local/mine '/path/new/**/*.jpg' --out /path/predictions --entropy
+# semiseg export runs/local/mine /path/model
 # ```
 #
 # `semiseg export` writes what can be handed on: weights, configuration and a model card; `--format torch` adds a

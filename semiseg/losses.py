@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .options import Divisor
 from .types import Target
-
-Divisor = Literal["kept", "valid", "kept_scaled"]
 
 
 def _ratio(total: Tensor, divisor: Tensor) -> Tensor:

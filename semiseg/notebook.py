@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from .checkout import repo_root as repo_root
 from .data.camvid import CamVid
 from .data.cityscapes import Cityscapes
 from .data.coco import COCO
@@ -81,20 +82,6 @@ def seed_number(value: object) -> int:
     return whole_number("seed", value, 0, 2**32 - 1)
 
 
-def repo_root(start: Path | None = None) -> Path:
-    """The folder of the repository: above `start` (the working folder by default), or where the package lies.
-
-    papermill runs a notebook where it was started, nbval and Jupyter run it in its own folder; paths made from here
-    are right in both.  Raises FileNotFoundError when the package is not installed from a checkout either.
-    """
-    here = (start or Path.cwd()).resolve()
-    package = Path(__file__).resolve().parent
-    for folder in (here, *here.parents, *package.parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "semiseg" / "notebook.py").is_file():
-            return folder
-    raise FileNotFoundError(f"no repository above {here}; start the notebook inside a checkout of semiseg")
-
-
 def open_data(
     data: str,
     root: str = "",
@@ -130,6 +117,10 @@ def open_data(
 
 
 def _open_voc(root: Path, classes: str, train_list: str) -> SegmentationData:
+    if (root / "images").is_dir() and not (root / "JPEGImages").is_dir():
+        raise FileNotFoundError(
+            f"{root} holds images but no JPEGImages; data='voc' is PASCAL VOC, your own images are data='folder'"
+        )
     return VOC(root, classes=_names(classes), train_list=train_list or _VOC_LIST)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .losses import Divisor
-from .models.backbones import BACKBONES
-from .models.timm_encoders import PREFIX, check_name
+from .models.names import BACKBONES, PREFIX
 
 
 def one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
@@ -32,6 +30,9 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+Divisor = Literal["kept", "valid", "kept_scaled"]  # of `losses.pixel_cross_entropy`
+
+
 @dataclass(frozen=True)
 class Network:
     """DeepLabV3+ and its encoder."""
@@ -46,6 +47,8 @@ class Network:
 
     def __post_init__(self) -> None:
         if self.backbone.startswith(PREFIX):
+            from .models.timm_encoders import check_name  # torch and timm: only for this
+
             check_name(self.backbone)
         else:
             one_of("backbone", self.backbone, (*BACKBONES, f"{PREFIX}NAME"))

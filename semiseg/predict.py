@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 import sys
@@ -14,14 +15,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .data.files import to_rgb, upright
 from .model import Model
+from .runs import WEIGHTS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MARK = "model.txt"  # in the folder of predictions, whose they are
 OPACITY = 0.55  # of the color of a class over its image
 Probabilities = Literal["", "npy", "safetensors"]
 
@@ -107,20 +111,17 @@ def _expand(given: Path, out: Path | str | None) -> list[tuple[Path, Path]]:
 
 
 def read_image(path: Path) -> Tensor:
-    """(3, H, W) uint8, turned as its EXIF orientation says.
+    """(3, H, W) uint8, turned as its EXIF orientation says, as in training.
 
     Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become the upper 8; of several frames
     the first counts.  Raises ValueError naming the file where it cannot be read.
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "F":
+            upright(file)
+            if file.mode == "F":
                 raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
-            if image.mode.startswith("I"):
-                pixels = np.repeat((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, 2)
-            else:
-                pixels = np.array(image.convert("RGB"))
+            pixels = to_rgb(file)
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -145,23 +146,40 @@ def predict_files(
         window: side of the sliding window, pixels; None: see `Model.windows`.
         batch: neighbors of equal size that are predicted together.
         overwrite: also images whose files are all there.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, if that is a terminal.
 
     Returns:
         What happened; an image that cannot be read stops nothing.
+
+    Raises:
+        ValueError: `out` holds predictions of another model, and they are not to be overwritten.
     """
     wanted, out = wanted or Wanted(), Path(out)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    outcome = Outcome()
-    with tqdm(total=len(images), disable=not progress, file=sys.stderr, unit="image") as bar:
+    outcome, mark = Outcome(), _mark(model)
+    if not overwrite and (out / MARK).is_file() and (out / MARK).read_text() != mark:
+        raise ValueError(
+            f"{out} holds predictions of another model, {(out / MARK).read_text().strip()}; choose another folder "
+            "(--out), or overwrite them (--overwrite)"
+        )
+    with tqdm(total=len(images), disable=None if progress else True, file=sys.stderr, unit="image") as bar:
         for group in _groups(images, out, wanted, batch, overwrite, outcome, bar.update):
             stack = torch.stack([image for _, image in group])
             for (name, image), p in zip(group, model.probabilities(stack, window), strict=True):
                 _write(model, image, p, wanted, wanted.files(out, name))
                 outcome.written.append(name)
                 bar.update()
+    if outcome.written:
+        with _whole(out / MARK) as part:
+            part.write_text(mark)
     return outcome
+
+
+def _mark(model: Model) -> str:
+    """What tells the predictions of a model from those of another: its folder and the hash of its weights."""
+    with (model.folder / WEIGHTS).open("rb") as file:
+        return f"{model.folder.name}, weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}\n"
 
 
 def _groups(

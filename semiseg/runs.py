@@ -12,12 +12,12 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .recipes import label_of
+
+if TYPE_CHECKING:  # torch and pandas take seconds, and to list records needs neither
+    import pandas as pd
 
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
 DETECTIONS = "detections.safetensors"  # and .json; of runs that asked a detector
@@ -64,6 +64,8 @@ class Run:
     @property
     def stage_metrics(self) -> pd.DataFrame:
         """One row per epoch of every stage, which the column `stage` numbers from 1 where there are several."""
+        import pandas as pd
+
         return pd.read_csv(self.folder / METRICS)
 
     @property
@@ -85,6 +87,8 @@ class Run:
         r, recipe = self.record, self.record["recipe"]
         what = "{label} on {data} ({scale}), split {split}, seed {seed}".format(label=self.label, **recipe)
         score = f"mIoU {100 * self.miou:.2f} (teacher, last epoch)"
+        if "selected" in r:
+            score += f", {100 * self.exported['miou']:.2f} (epoch {r['selected']['epoch']}, by held-out images)"
         return f"{what}: {score}, {r['duration_s'] / 60:.1f} min, {self.folder}"
 
 
@@ -96,6 +100,8 @@ def find_runs(root: Path | str, local: bool = False) -> list[Run]:
 
 def table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: method, data, scale, split, seed, mIoU in percent (teacher, last epoch), minutes."""
+    import pandas as pd
+
     rows = [
         {
             **{k: r.record["recipe"][k] for k in ("data", "scale", "split")},
@@ -115,6 +121,8 @@ def table(runs: list[Run]) -> pd.DataFrame:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and commit of this process."""
+    import torch
+
     packages = ("torch", "torchvision", "FrEIA", "torchmetrics", "lightning-fabric", "numpy")
     return {
         "python": platform.python_version(),
@@ -129,6 +137,8 @@ def environment() -> dict[str, Any]:
 
 def peak_memory() -> dict[str, int]:
     """MiB: resident memory of the process, and allocated on the GPU."""
+    import torch
+
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
     gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
     return {"resident": resident, "gpu": gpu}

@@ -157,14 +157,15 @@ def _claimed(part: Path) -> Iterator[Path]:
 
 
 def _same_run(part: Path, record: dict[str, Any]) -> None:
-    """Refuse to continue a run of another recipe, data set or split."""
+    """Refuse to continue a run of another recipe, data set or split, unless nothing of it is there to be lost."""
     started = part / "started.json"
-    if not started.is_file():
+    if not started.is_file() or not any(path.name not in (started.name, "lock") for path in part.iterdir()):
         return
     earlier = json.loads(started.read_text())
     earlier["data"]["palette"] = record["data"]["palette"]  # colors are no matter of identity
     found = differences(record, earlier)
     if found:
+        found = [text for text in found if not text.startswith("recipe_sha256:")] or found
         raise ValueError(
             f"{part} holds an unfinished run that differs in {'; '.join(found[:4])}. "
             "Delete it, or choose another folder for runs."

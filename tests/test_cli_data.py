@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -190,6 +191,12 @@ def test_errors_are_one_line_and_no_traceback(
     assert ended.value.code == 2 and said.startswith("semiseg: root nowhere does not exist") and said.count("\n") == 1
 
 
+def test_commands_that_need_no_torch_do_not_wait_for_it() -> None:
+    parts = "semiseg.cli, semiseg.runs, semiseg.report.missing, semiseg.data.families, semiseg.data.fetch"
+    script = f"import sys, {parts}; print(sorted({{'torch', 'torchvision', 'FrEIA'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 # --- fetch and list -----------------------------------------------------------------------
 
 
@@ -242,7 +249,7 @@ def test_fetch_stopped_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semiseg.cli.data.fetch", stop)
+    monkeypatch.setattr("semiseg.data.fetch.fetch", stop)
     status, text = call("fetch", "voc")
     assert status == 130 and text == "stopped; what has arrived is kept, the same command goes on from there\n"
 

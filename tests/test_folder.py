@@ -168,7 +168,7 @@ def _twice(root: Path) -> None:
         (lambda r: trees.write(r / "val.txt", ["day 0/99"]), {}, FileNotFoundError,
          r"val.txt names 1 ids without image in .*the first: 99"),
         (lambda r: trees.write(r / "val.txt", ["bare"]), {}, FileNotFoundError,
-         r"1 validation images in .* have no mask, first: bare"),
+         r"own: 1 validation images have no mask of the same name, first: bare; .*, the first mask day 0/0"),
         (lambda r: None, {"train_list": "t.txt"}, FileNotFoundError, r"list file .*t.txt does not exist"),
         (lambda r: None, {"classes": "none.toml"}, FileNotFoundError, r"file of classes .*none.toml does not exist"),
         (lambda r: None, {"classes": ["a"]}, ValueError, "classes: names must be a list of 2 to 254 names"),
@@ -212,6 +212,18 @@ def test_values_outside_the_classes_are_named(root: Path) -> None:
     data = Folder(root, classes=["a", "b"])
     with pytest.raises(ValueError, match=r"holds the values \[2\]; valid are 0, 1 and 255 \(ignore\)"):
         data.mask(data.val[0])
+
+
+def test_an_image_turned_by_its_tag_needs_a_mask_that_is_turned(root: Path) -> None:
+    lying = Image.fromarray(trees.pixels(1, 20, 40))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(root / "images/turned.png", exif=exif)
+    trees.save(root / "masks/turned.png", trees.blocks([0, 1], 20, 40))
+    data = Folder(root, classes=["a", "b", "c"])
+    assert data.size("turned") == (40, 20) == tuple(data.image("turned").shape[1:])
+    with pytest.raises(ValueError, match=r"turned is 40 x 20 but its mask 20 x 40 \(height x width\); the EXIF tag"):
+        check(data, ("turned",))
 
 
 def test_a_folder_trains(root: Path, tmp_path: Path) -> None:

@@ -148,12 +148,31 @@ def test_an_unknown_scale_is_refused() -> None:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("semiseg.cli.runs.repo_root", lambda: tmp_path)
     (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def run(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["runs", *words])
     return result.exit_code, result.output
+
+
+def test_outside_of_a_checkout_runs_are_those_right_there(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = missing(Records([]))[0].want.recipe(Setting("digits", "tiny", "1_8"))
+    made(checkout / "runs", recipe, 0.5, name="local/x/checkout")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    assert "checkout" in run("list")[1], "no runs/ here"
+    made(elsewhere / "runs", recipe, 0.5, name="local/x/mine")
+    assert "x/mine" in run("list")[1] and "x/checkout" not in run("list")[1]
+
+    def none() -> Path:
+        raise FileNotFoundError("no repository")
+
+    monkeypatch.setattr("semiseg.cli.runs.repo_root", none)
+    assert "x/mine" in run("latest")[1]
 
 
 def test_missing_prints_commands_up_to_the_limit(checkout: Path) -> None:

@@ -1,6 +1,7 @@
 """Encoders, DeepLabV3+, dual batch normalization and the teacher."""
 
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch.nn as nn
 import torchvision.models as tv
 from safetensors.torch import save_file
 
-from semiseg.models.backbones import BACKBONES, make_backbone
+from semiseg.models.backbones import make_backbone
 from semiseg.models.deeplabv3plus import DeepLabV3Plus
+from semiseg.models.names import BACKBONES
 from semiseg.models.normalization import DualBatchNorm2d, second_statistics
 from semiseg.models.teacher import Teacher
 
@@ -63,6 +65,17 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make_backbone("resnet18", 32)
     with pytest.raises(ValueError, match="has no pretrained weights"):
         make_backbone("tiny", 8, "imagenet")
+
+
+def test_without_a_network_the_weights_address_and_place_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(
+        ConnectionError, match=r"of mobilenet_v2 cannot .*not known.*https://.*\.pth .* into .*pass the"
+    ):
+        make_backbone("mobilenet_v2", 16, "imagenet")
 
 
 def network(**options) -> DeepLabV3Plus:

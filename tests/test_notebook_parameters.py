@@ -76,17 +76,20 @@ def test_root_prefers_the_checkout_it_is_started_in(tmp_path: Path) -> None:
 
 
 def test_missing_root_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semiseg.notebook.__file__", str(tmp_path / "site-packages" / "semiseg" / "notebook.py"))
+    monkeypatch.setattr("semiseg.checkout.__file__", str(tmp_path / "site-packages" / "semiseg" / "notebook.py"))
     with pytest.raises(FileNotFoundError, match=r"start the notebook inside a checkout"):
         repo_root(tmp_path)
 
 
-def test_data_sets_are_named_and_need_their_folder() -> None:
+def test_data_sets_are_named_and_need_their_folder(tmp_path: Path) -> None:
     assert open_data("digits").name == "digits"
     with pytest.raises(
         ValueError, match="unknown data 'ade'; expected one of digits, voc, cityscapes, camvid, coco, f"
     ):
         open_data("ade", "x")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"images but no JPEGImages; .* your own images are data='folder'"):
+        open_data("voc", str(tmp_path))
     for name in ("voc", "cityscapes", "camvid", "coco", "folder"):
         with pytest.raises(ValueError, match=f"data='{name}' needs root: the folder with "):
             open_data(name)

@@ -1,16 +1,18 @@
 """Predictions for image files: the same whole and by windows, every kind of image, and what is left on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import command
 
 from semiseg.data.digits import Digits
+from semiseg.data.files import read_rgb, size_of
 from semiseg.data.transforms import Normalize
 from semiseg.evaluate import sliding, whole
 from semiseg.model import Model
@@ -90,6 +92,18 @@ def test_what_exists_is_skipped_unless_asked_for(model: Model, photos: Path, tmp
     assert predict_files(model, images, out, overwrite=True).written == list(images)
 
 
+def test_predictions_of_two_models_are_not_mixed(model: Model, photos: Path, tmp_path: Path) -> None:
+    images, out, other = find_images([photos]), tmp_path / "out", tmp_path / "other"
+    predict_files(model, images, out)
+    other.mkdir()
+    save_file({"x": torch.zeros(1)}, other / "model.safetensors")
+    retrained = replace(model, folder=other)
+    with pytest.raises(ValueError, match=rf"out holds predictions of another model, {model.folder.name}, weights "):
+        predict_files(retrained, images, out)
+    assert predict_files(retrained, images, out, overwrite=True).written == list(images)
+    assert len(predict_files(retrained, images, out).skipped) == len(images)
+
+
 def test_an_interrupted_write_leaves_nothing(
     model: Model, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +178,10 @@ def test_images_are_turned_as_their_camera_says(tmp_path: Path, model: Model) ->
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = _saved(tmp_path / "turned.png", Image.fromarray(rgb), exif=exif)
     assert torch.equal(turned, torch.from_numpy(np.rot90(rgb, -1).copy()).permute(2, 0, 1))
+    for file in ("turned.jpg", "turned.png", "turned.tif", "turned.webp"):  # and data sets do the same
+        _saved(tmp_path / file, Image.fromarray(rgb), exif=exif)
+        assert np.array_equal(read_rgb(tmp_path / file), read_image(tmp_path / file).permute(1, 2, 0).numpy())
+        assert size_of(tmp_path / file) == read_rgb(tmp_path / file).shape[:2] == (40, 24)
     predict_files(model, find_images([tmp_path / "turned.png"]), tmp_path / "out")
     assert Image.open(tmp_path / "out" / "masks" / "turned.png").size == (24, 40)
 
@@ -176,7 +194,7 @@ def test_the_predict_command_goes_on_after_an_unreadable_image(run: Run, photos:
     assert result.exit_code == 1
     assert "4 of 6 images predicted" in result.output and "2 could not be read" in result.output
     assert "broken.jpg cannot be read as an image" in result.output and "text.png cannot be read" in result.output
-    assert sorted(p.name for p in out.iterdir()) == ["entropy", "masks", "overlays"]
+    assert sorted(p.name for p in out.iterdir()) == ["entropy", "masks", "model.txt", "overlays"]
     (photos / "broken.jpg").unlink(), (photos / "text.png").unlink()
     result = command("predict", run.folder, photos, "--out", out, "--no-progress", "--device", "cpu", "--entropy")
     assert result.exit_code == 0 and "0 of 4 images predicted" in result.output

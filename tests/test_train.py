@@ -143,6 +143,13 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> N
     assert checkpoints(tmp_path / "run.partial") == before
 
 
+def test_a_run_that_never_came_to_an_epoch_does_not_block_another_recipe(tmp_path: Path) -> None:
+    lost = replace(smoke(), network=replace(smoke().network, backbone="mobilenet_v2", weights="lost.pth"))
+    with pytest.raises(FileNotFoundError, match=r"no weights at lost\.pth"):
+        go(tmp_path / "run", lost)
+    assert go(tmp_path / "run", smoke()).record["recipe"]["network"]["backbone"] == "tiny"
+
+
 def test_a_damaged_checkpoint_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         go(tmp_path / "run", smoke(), stop_after=1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trees
 from toys import command
 
 from semiseg.cli.train import folder_of, lr_hint
@@ -30,6 +31,21 @@ def test_options_of_train_are_the_recipes(tmp_path: Path) -> None:
     o = record["recipe"]["optimization"]
     assert (o["batch"], o["epochs"], o["crop"], record["recipe"]["seed"]) == (2, 2, 24, 3)
     assert record["held_out"]["images"] == 16 and record["selected"]["epoch"] == 2
+
+
+def test_all_masks_of_a_folder_are_labels_unless_a_share_is_asked_for(tmp_path: Path) -> None:
+    for part in ("", "val/"):
+        for key in range(8):
+            trees.save(tmp_path / f"mine/{part}images/{key}.png", trees.pixels(key))
+            trees.save(tmp_path / f"mine/{part}masks/{key}.png", trees.blocks([0, 1]))
+    for split, labeled in (("", 8), ("1_4", 2)):
+        out = tmp_path / f"run{split}"
+        result = command(
+            "train", "--data", "folder", "--root", tmp_path / "mine", "--scale", "smoke", "--method", "supervised",
+            "--backbone", "tiny", "--no-progress", "--out", out, *(("--split", split) if split else ()),
+        )  # fmt: skip
+        assert result.exit_code == 0, result.exception
+        assert Run.read(out).record["split"]["labeled"] == labeled
 
 
 def test_the_hint_speaks_when_the_batch_differs_and_the_rate_does_not_follow() -> None:

@@ -6,19 +6,16 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.dataset import SegmentationData
-from ..data.download import megabytes
-from ..data.families import FAMILIES, fetch_lists, fetch_train_list, list_files, partitions
-from ..data.fetch import fetch, instructions
-from ..data.inspect import inspect, to_html, to_text
 from ..data.sources import SOURCES, Source
-from ..data.splits import SPLITS, Split, read_list
-from ..notebook import open_data, open_split, parse_split
-from ..runs import write_text
+from ..data.splits import SPLITS
+
+if TYPE_CHECKING:  # the rest is imported by the command that needs it: torch alone takes seconds
+    from ..data.dataset import SegmentationData
+    from ..data.splits import Split
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 _COLORS = {"ERROR": "red", "WARNING": "yellow", "NOTE": "blue"}
@@ -29,6 +26,8 @@ def list_data(
     root: Annotated[Path, typer.Option(help="Folder where data sets are looked for.")] = Path("data"),
 ) -> None:
     """What is known: data sets with size, terms and how to get them, and families of published lists."""
+    from ..data.families import FAMILIES, partitions
+
     typer.echo("\n\n".join(_described(source, root / source.name) for source in SOURCES.values()))
     typer.echo("\nPublished lists (semiseg data fetch splits --family NAME), in one family comparable:\n")
     for family, what in FAMILIES.items():
@@ -38,6 +37,8 @@ def list_data(
 
 
 def _described(source: Source, place: Path) -> str:
+    from ..data.download import megabytes
+
     size = f"{megabytes(source.size)} to download" if source.size else ""
     rows = {
         "images": source.images,
@@ -65,6 +66,9 @@ def fetch_data(
 
     Status 2: it cannot be had, or only by hand; the message says how.
     """
+    from ..data.families import FAMILIES
+    from ..data.fetch import fetch
+
     place = root or Path("data") / name
     if name not in (*SOURCES, "splits"):
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(SOURCES)} or splits")
@@ -84,6 +88,8 @@ def fetch_data(
 
 def _by_hand(source: Source, place: Path) -> None:
     """What to do, or what is left to do once it was done."""
+    from ..data.fetch import instructions
+
     if not all((place / folder).is_dir() for folder in source.complete):
         typer.echo(instructions(source.name, place))
         raise typer.Exit(2)
@@ -96,6 +102,8 @@ def _by_hand(source: Source, place: Path) -> None:
 
 
 def _fetch_splits(folder: Path, families: list[str], voc: Path) -> None:
+    from ..data.families import fetch_lists, fetch_train_list, list_files, partitions
+
     for family in families:
         partitions(family)  # all names are known before anything is fetched
     for family in families:
@@ -141,6 +149,10 @@ def check_data(
 
     Status 0: no error.  1: errors were found.  2: the data set cannot be opened, or an option is wrong.
     """
+    from ..data.inspect import inspect, to_html, to_text
+    from ..notebook import open_data, open_split, parse_split
+    from ..runs import write_text
+
     if unlabeled_list and not labeled_list:
         raise ValueError("--unlabeled-list needs --labeled-list")
     name = parse_split(split, family)
@@ -161,6 +173,8 @@ def check_data(
 
 def _as_listed(data: SegmentationData, labeled: Path, unlabeled: Path | None) -> Split:
     """Lists as they are: ids that are wrong are for the report to find."""
+    from ..data.splits import Split, read_list
+
     there = {*data.train, *data.val}
     ids = read_list(labeled, there)
     known = set(ids)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 from ..runs import RECORD, find_runs, keep
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -15,8 +15,13 @@ Folders = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")
 
 
 def _root() -> Path:
-    """The folder runs/ of the checkout the command is started in."""
-    return repo_root() / "runs"
+    """The folder runs/ of the checkout; outside of one, runs/ right there, where `semiseg train` puts them."""
+    here = Path("runs").resolve()
+    try:
+        root = repo_root()
+    except FileNotFoundError:
+        return here
+    return here if here.is_dir() and not here.is_relative_to(root) else root / "runs"
 
 
 @app.command("list")

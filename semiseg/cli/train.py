@@ -16,7 +16,9 @@ def train(
     method: Annotated[str, typer.Option(help="supervised, mean_teacher, unimatch, ddfp, ...")] = "mean_teacher",
     data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "digits",
     root: Annotated[str, typer.Option(help="folder of the data set")] = "",
-    split: Annotated[str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2 or full")] = "1_8",
+    split: Annotated[
+        str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2, full; empty: 1_8, of a folder full")
+    ] = "",
     scale: Annotated[str, typer.Option(help="smoke (seconds), tiny (minutes) or paper")] = "tiny",
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     out: Annotated[Path | None, typer.Option(help="folder of the run; none: below runs/local")] = None,
@@ -47,7 +49,8 @@ def train(
     from ..runs import LOCAL, RECORD
     from ..train import train as run_recipe
 
-    usual = recipe(method, data, parse_split(split), scale, seed_number(seed))  # type: ignore[arg-type]
+    share = parse_split(split or ("full" if data == "folder" else "1_8"))
+    usual = recipe(method, data, share, scale, seed_number(seed))  # type: ignore[arg-type]
     made = replace(usual, upc=UPC() if upc else None, wpl=WPL() if wpl else None)
     made = _changed(made, backbone, weights, crop, batch, epochs, lr, held_out)
     images = open_data(data, root, classes, train_list, unlabeled=unlabeled, longest=longest)

@@ -47,9 +47,10 @@ def _labels(data: SegmentationData, key: str, size: tuple[int, int]) -> Tensor:
     if mask is None:
         raise ValueError(f"{data.name}: image {key}, labeled or for validation, has no mask")
     if tuple(mask.shape) != size:
+        lying = "; the EXIF tag of an image is followed, of a mask not" if tuple(mask.shape) == size[::-1] else ""
         raise ValueError(
             f"{data.name}: image {key} is {size[0]} x {size[1]} "
-            f"but its mask {mask.shape[0]} x {mask.shape[1]} (height x width)"
+            f"but its mask {mask.shape[0]} x {mask.shape[1]} (height x width){lying}"
         )
     present = torch.bincount(mask.flatten(), minlength=256) > 0
     if outside := present[len(data.classes) : IGNORE].nonzero().flatten().add(len(data.classes)).tolist():
@@ -65,5 +66,6 @@ def _some_foreground(data: SegmentationData, present: Tensor) -> None:
     if present[IGNORE] and not present[1 : len(data.classes)].any():
         raise ValueError(
             f"{data.name}: the labeled masks hold no class but {data.classes[0]}, and {IGNORE}, "
-            f"which means 'ignore'; save masks with class ids 0, 1, 2, ..."
+            f"which means 'ignore'; save masks with class ids 0, 1, 2, ...; of a folder of your own, "
+            f"values = [0, {IGNORE}] in classes.toml will do"
         )

@@ -44,7 +44,7 @@ class Facts:
     size: tuple[int, int] | None = None  # height and width, pixels; None: unreadable
     digest: str = ""  # of the decoded pixels
     mode: str = ""  # of the file, as PIL calls it; empty where there is no file
-    turned: bool = False  # the file asks viewers to rotate or mirror it
+    turned: bool = False  # the file asks viewers to rotate or mirror it, which is done
     fault: str = ""  # why the image cannot be read
     mask_size: tuple[int, int] | None = None
     counts: NDArray[np.int64] | None = None  # (256,) pixels of the mask by value; None: no mask, or unreadable

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from semiseg.data.splits import IMAGE_SUFFIXES, read_list
 from semiseg.types import IGNORE
 
+MOST_SHOWN = 8  # wrong values that a message lists
 FOREIGN = 254  # marks a value that is no class id while a mask is translated
 Bytes = NDArray[np.uint8]
 
@@ -68,8 +69,7 @@ class ImageFiles:
 
     def image(self, key: str) -> Tensor:
         """(3, H, W) uint8.  Raises ValueError naming the file where it cannot be decoded."""
-        _, pixels = decode(self._images[key], "image", "RGB")
-        return torch.from_numpy(pixels).permute(2, 0, 1)  # channels last in memory: cheaper to resize
+        return torch.from_numpy(read_rgb(self._images[key])).permute(2, 0, 1)  # channels last: cheaper to resize
 
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8, None without a file.  Raises ValueError naming it where it holds anything but class ids."""
@@ -78,8 +78,7 @@ class ImageFiles:
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of the image from its header, without decoding it."""
-        with opened(self._images[key], "image") as file:
-            return file.height, file.width
+        return size_of(self._images[key])
 
     def files(self, key: str) -> tuple[Path, Path | None]:
         """Image and mask file."""
@@ -134,7 +133,8 @@ def translate(path: Path, table: Bytes) -> Bytes:
         valid = _ranges(np.flatnonzero(table[:IGNORE] != FOREIGN).tolist())
         last = {FOREIGN: "", IGNORE: f" and {IGNORE} (ignore)"}.get(int(table[IGNORE]), f" and {IGNORE}")
         strangers = np.unique(raw[ids == FOREIGN]).tolist()
-        raise ValueError(f"mask {path} holds the values {strangers}; valid are {valid}{last}")
+        more = f" and {len(strangers) - MOST_SHOWN} more" if len(strangers) > MOST_SHOWN else ""
+        raise ValueError(f"mask {path} holds the values {strangers[:MOST_SHOWN]}{more}; valid are {valid}{last}")
     return ids
 
 
@@ -169,8 +169,46 @@ def opened(path: Path, kind: str) -> Iterator[Image.Image]:
             yield file
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{kind} {path} does not exist") from error
-    except (OSError, SyntaxError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{kind} {path} is corrupt, truncated or not an image file") from error
+
+
+def upright(file: Image.Image) -> None:
+    """Load an image and turn it as its EXIF orientation says; of a PNG a tag counts that comes before the pixels."""
+    tagged = _orientation(file) != 1
+    file.load()
+    if tagged or file.format == "TIFF":
+        ImageOps.exif_transpose(file, in_place=True)
+
+
+def _orientation(file: Image.Image) -> int:
+    """The tag of a file that is not loaded yet; 1 where PIL follows it by itself, or where there is none."""
+    if file.format == "TIFF" or (file.format == "PNG" and "exif" not in file.info):
+        return 1
+    return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def to_rgb(image: Image.Image) -> Bytes:
+    """(H, W, 3): gray and palettes become RGB, transparency is dropped, of 16 bits the upper 8 are kept."""
+    if image.mode.startswith("I"):
+        return np.repeat((np.array(image).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, 2)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_rgb(path: Path) -> Bytes:
+    """(H, W, 3) of an image file, upright.  Raises ValueError naming it where it cannot be decoded."""
+    with opened(path, "image") as file:
+        upright(file)
+        if file.mode != "F":
+            return to_rgb(file)
+    raise ValueError(f"image {path} holds floating-point numbers; save it with 8 or 16 bits")
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image, upright, from the header of its file."""
+    with opened(path, "image") as file:
+        lying = _orientation(file) in (5, 6, 7, 8)
+        return (file.width, file.height) if lying else (file.height, file.width)
 
 
 def decode(path: Path, kind: str, mode: str | None = None) -> tuple[str, np.ndarray]:

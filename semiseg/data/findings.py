@@ -120,16 +120,20 @@ def _modes(s: Survey) -> Iterator[Finding]:
     for f in s.facts.values():
         by_mode["16-bit" if f.mode.startswith(("I", "F")) else f.mode].append(f.key)
     if deep := by_mode.get("16-bit"):
-        yield Finding("error", f"{_n(deep, 'image')} with more than 8 bits per channel", tuple(deep),
-                      "convert to 8 bits with a fixed range; reading cuts values off at 255")  # fmt: skip
+        yield Finding("warning", f"{_n(deep, 'image')} with 16 bits per channel, of which the upper 8 are read",
+                      tuple(deep), "convert to 8 bits with a fixed range where values are small")  # fmt: skip
     for mode, (severity, what) in _MODES.items():
         if keys := by_mode.get(mode):
             few = severity == "note" and len(keys) == len(s.facts)  # a gray data set is no surprise
             yield Finding("note" if few else severity, f"{_n(keys, 'image')} of mode {mode}: {what}", tuple(keys),
                           "convert to RGB where this is not intended")  # fmt: skip
-    if turned := tuple(f.key for f in s.facts.values() if f.turned):
-        yield Finding("warning", f"{_n(turned, 'image')} with an orientation tag, which is not followed", turned,
-                      "rotate the pixels themselves, as the masks are, and remove the tag")  # fmt: skip
+    turned = tuple(f.key for f in s.facts.values() if f.turned)
+    if masked := tuple(key for key in turned if s.facts[key].mask_size):
+        yield Finding("warning", f"{_n(masked, 'image')} with a mask and an orientation tag, which is followed", masked,
+                      "see that these masks fit the image as viewers show it; if not, remove the tag")  # fmt: skip
+    if bare := tuple(key for key in turned if key not in set(masked)):
+        yield Finding("note", f"{_n(bare, 'image')} with an orientation tag, which is followed", bare,
+                      "nothing to do: training and prediction see them as viewers show them")  # fmt: skip
 
 
 def _tiny(s: Survey) -> Iterator[Finding]:
@@ -178,7 +182,8 @@ def _trap(s: Survey) -> Iterator[Finding]:
         where = tuple(f.key for f in s.of("labeled") if f.counts is not None and f.counts[IGNORE])
         yield Finding(
             "error", f"the labeled masks hold no values but 0 and {IGNORE}, and {IGNORE} means 'ignore'", where,
-            "masks saved as black and white? Save class ids instead: 0 for the background, 1 for the object",
+            "masks saved as black and white? Save class ids instead: 0 for the background, 1 for the object; "
+            f"of a folder of your own, values = [0, {IGNORE}] in classes.toml will do",
         )  # fmt: skip
 
 

@@ -71,6 +71,11 @@ class Folder(ImageFiles):
         known = listed(root / train_list, pairs[0], root / images) if train_list else tuple(pairs[0])
         train = [key for key in known if key not in set(ids)]
         all_masks = pairs[1] | held_masks
+        if bare := [key for key in ids if key not in all_masks]:
+            raise FileNotFoundError(
+                f"{root}: {len(bare)} validation images have no mask of the same name, first: {bare[0]}"
+                + _example(held or pairs[0], held_masks if held else pairs[1])
+            )
         self.mirror = mirror
         self.class_map = _classes(root, classes, [all_masks[key] for key in (*train, *ids) if key in all_masks])
         super().__init__(
@@ -121,8 +126,8 @@ def _validation(
     pairs = [key for key in images if key in masks]
     if len(pairs) < 2:
         raise ValueError(
-            f"{root}: {len(pairs)} images with a mask of the same name; at least one is needed to train and one to "
-            f"validate{_example(images, masks)}"
+            f"{root}: {len(pairs)} image{'s' * (len(pairs) != 1)} with a mask of the same name; at least one is needed "
+            f"to train and one to validate{_example(images, masks)}"
         )
     chosen = set(first(pairs, min(len(pairs) - 1, max(1, round(share * len(pairs)))), seed).labeled)
     return tuple(key for key in pairs if key in chosen)

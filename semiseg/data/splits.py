@@ -8,8 +8,6 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from semiseg.data.dataset import SegmentationData
 
 _DIVISOR = {"1_16": 16, "1_8": 8, "1_4": 4, "1_2": 2, "full": 1}
@@ -104,6 +102,8 @@ def write_lists(split: Split, folder: str | Path) -> None:
 
 def missing_classes(data: SegmentationData, split: Split) -> tuple[str, ...]:
     """Names of the classes that no labeled mask contains: the run cannot learn them.  Reads all labeled masks."""
+    import torch  # takes seconds, and lists can be read without
+
     present = torch.zeros(256, dtype=torch.bool)
     for key in split.labeled:
         mask = data.mask(key)

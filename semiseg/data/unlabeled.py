@@ -11,7 +11,7 @@ from torch import Tensor
 
 from semiseg.data.dataset import SegmentationData, with_mask
 from semiseg.data.facts import OnDisk
-from semiseg.data.files import decode, found, opened
+from semiseg.data.files import found, read_rgb, size_of
 
 
 class WithUnlabeled:
@@ -48,7 +48,7 @@ class WithUnlabeled:
         """(3, H, W) uint8.  Raises ValueError naming the file where it cannot be decoded."""
         if key not in self._extra:
             return self.data.image(key)
-        return torch.from_numpy(decode(self._extra[key], "image", "RGB")[1]).permute(2, 0, 1)
+        return torch.from_numpy(read_rgb(self._extra[key])).permute(2, 0, 1)
 
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8; None for the further images."""
@@ -56,8 +56,7 @@ class WithUnlabeled:
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of the image from its header, without decoding it."""
-        with opened(self.files(key)[0], "image") as file:
-            return file.height, file.width
+        return size_of(self.files(key)[0])
 
     def files(self, key: str) -> tuple[Path, Path | None]:
         """Image and mask file."""

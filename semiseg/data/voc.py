@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semiseg.data.files import FOREIGN, decode, listing, opened, translate
+from semiseg.data.files import FOREIGN, listing, read_rgb, size_of, translate
 from semiseg.data.splits import read_list
 from semiseg.types import IGNORE
 
@@ -82,8 +82,7 @@ class VOC:
 
     def image(self, key: str) -> Tensor:
         """(3, H, W) uint8.  Raises ValueError naming the file where it cannot be decoded."""
-        _, pixels = decode(self._images / f"{key}.jpg", "image", "RGB")
-        return torch.from_numpy(pixels).permute(2, 0, 1)  # channels last in memory: cheaper to resize
+        return torch.from_numpy(read_rgb(self._images / f"{key}.jpg")).permute(2, 0, 1)
 
     def mask(self, key: str) -> Tensor | None:
         """(H, W) uint8, None without a file.  Raises ValueError naming it where it holds anything but class ids."""
@@ -94,8 +93,7 @@ class VOC:
 
     def size(self, key: str) -> tuple[int, int]:
         """Height and width of the image from its header, without decoding it."""
-        with opened(self._images / f"{key}.jpg", "image") as file:
-            return file.height, file.width
+        return size_of(self._images / f"{key}.jpg")
 
     def files(self, key: str) -> tuple[Path, Path | None]:
         """Image and mask file."""

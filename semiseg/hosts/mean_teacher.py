@@ -12,10 +12,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..losses import Divisor, pixel_cross_entropy
+from ..losses import pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
 from ..models.teacher import Teacher
+from ..options import Divisor
 from ..seams import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics, share, soft_label_statistics
 from ..types import (

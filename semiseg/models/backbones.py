@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -11,10 +12,8 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .timm_encoders import PREFIX, make_timm
-
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-BACKBONES = ("tiny", "mobilenet_v2", *RESNETS)
+from .names import BACKBONES, PREFIX, RESNETS
+from .timm_encoders import make_timm
 
 
 class Encoder(Protocol):
@@ -95,6 +94,7 @@ def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None
     Raises:
         ValueError: unknown name, stride, or weights that do not fit.
         FileNotFoundError: no such file of weights.
+        ConnectionError: ImageNet weights that cannot be downloaded.
         ModuleNotFoundError: "timm:NAME" without timm.
     """
     if name == "tiny":
@@ -115,7 +115,7 @@ def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None
     if weights is None:
         return
     if weights == "imagenet":
-        net.load_state_dict(tv.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True))
+        net.load_state_dict(_imagenet(name))
         return
     path = Path(weights)
     if not path.is_file():
@@ -137,6 +137,19 @@ def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None
             f"{len(extra)} unknown (first: {extra[:3]}); torchvision's names are expected"
         )
     net.load_state_dict({**net.state_dict(), **encoder})
+
+
+def _imagenet(name: str) -> Mapping[str, Any]:
+    """torchvision's weights.  Raises ConnectionError, with what to do, where they are neither here nor to be had."""
+    weights = tv.get_model_weights(name).DEFAULT
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ConnectionError(
+            f"the ImageNet weights of {name} cannot be downloaded ({error}). Fetch {weights.url} elsewhere and put it "
+            f"into {place}, or pass the file as weights; weights none start from random ones"
+        ) from error
 
 
 class _Residual(nn.Module):

@@ -22,7 +22,8 @@ import torchvision.models as tv
 from torch import Tensor
 
 from ..types import Output
-from .backbones import RESNETS, load_backbone
+from .backbones import load_backbone
+from .names import RESNETS
 
 ENCODERS = ("tiny", *RESNETS)
 _FLOOR = 1e-8  # of a class score; a pixel that no query claims is equally likely of every class

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.transforms import MEAN, STD
+from .names import PREFIX
 
-PREFIX = "timm:"
 LOW_STRIDE = 4
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 from . import published
 
 LOGS = "released-logs.csv"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 from ..runs import RECORD, Run
 from .paper_maps import ABLATIONS, at_paper_scale, paper_setting, want_of
 from .published import PublishedTable

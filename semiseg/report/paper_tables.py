@@ -12,8 +12,8 @@ from pathlib import Path
 
 from IPython.display import HTML
 
+from ..checkout import repo_root
 from ..data.splits import SPLITS
-from ..notebook import repo_root
 from ..runs import Run, find_runs
 from ..variants import text_of, with_plug_ins
 from .missing import missing_seeds

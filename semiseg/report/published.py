@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 
 COLUMNS = (
     "method", "host", "backbone", "dataset", "setting", "partition", "n_labeled", "variable", "variable_value",

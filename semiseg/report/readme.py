@@ -9,9 +9,9 @@ import matplotlib
 import pandas as pd
 
 from ..build import load_exported
+from ..checkout import repo_root
 from ..data.digits import Digits
 from ..data.splits import SPLITS, seeded_split
-from ..notebook import repo_root
 from ..recipes import METHODS, Recipe
 from ..runs import Run, find_runs, table, write_text
 from . import pictures, tables

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..notebook import repo_root
+from ..checkout import repo_root
 from ..runs import Run, find_runs
 from .compare import DATA_TITLES, comparable, ordered, total_steps
 from .findings import markdown
