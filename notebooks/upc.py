@@ -345,8 +345,10 @@ if len(pairs) and len(noise):
 # - What takes its place are pieces of other digits, from the few labeled images that the student sees whole in every epoch
 #   anyway. They are right, but nothing new, and a piece of a digit in another digit's place is no shape to learn.
 # - UPC takes the place of the host's own pasting. Mean teacher, CutMix-Seg, CPS and U2PL paste unlabeled images into each other
-#   and lose that; ST++ and mean teacher with MSE have nothing to lose. `-p k 0` trains a host that pastes nothing, and tells
-#   the two apart (the table below). And a host that rejects unsure pixels (mean teacher) has little noise left to remove.
+#   and lose that; ST++, Mask2Former and mean teacher with MSE have nothing to lose. `-p k 0` trains a host that pastes nothing,
+#   and tells the two apart (the table below). And a host that rejects unsure pixels (mean teacher) has little noise left to
+#   remove. Mask2Former is asked for one mask per class that an image shows, and pieces of digits add classes to every image:
+#   its class loss, in the records, falls far less than alone.
 #
 # On photographs, with objects larger than a patch, doubt follows outlines and the inside of an object stays, so the balance may
 # be another one. The embedded scenes cannot tell; `-p data voc` measures all of the above on other images.
