@@ -26,10 +26,10 @@
 #   are free of it.
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from semiseg.notebook import repo_root
-from semiseg.report import compare
+from semiseg.report import compare, cost
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
 
@@ -37,7 +37,7 @@ use_style()
 records = find_runs(repo_root() / "runs")
 unchanged = compare.comparable(records)
 frame = compare.scores(unchanged)
-cost = compare.read_cost(repo_root() / "runs" / compare.COST)
+measured = cost.read_cost(repo_root() / "runs" / cost.COST)
 Markdown(
     f"**{len(records)} records**, {len(unchanged)} of them of unchanged recipes: {frame.label.nunique()} methods with and "
     f"without plug-ins, {len(frame.groupby(['setting', 'split']))} combinations of data and split."
@@ -53,17 +53,18 @@ Markdown(
 compare.methods_figure(frame)
 
 # %% tags=["hide-input"]
-compare.summary(frame)
+for setting in sorted(set(frame.setting)):
+    display(compare.summary(frame, setting))
 
 # %% [markdown]
 # ## Over the share of labeled images
 #
-# The same means against the share of images that keep their masks, from few to all. A click on a name in the legend hides a
-# method, a double click leaves it alone. The distance between a curve and `full` of supervised is what better use of
-# unlabeled images could still bring.
+# The same means against the share of images that keep their masks, for what was run at more than one share. The gray line is
+# supervised training: its distance to a method is what the unlabeled images brought, its right end what all masks bring.
+# Circles are the scheme or method alone, a diamond on a dotted line is UPC on it, a square WPL.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-splits", "caption": "Means over the share of labeled images. A method that uses unlabeled images well is high at the left and flat."}}
-compare.splits_figure(frame)
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-splits", "caption": "Mean mIoU (%) over the share of labeled images, embedded data. Look for a color that stays above gray at the left end, where masks are fewest."}}
+compare.splits_figure(frame, "digits-tiny")
 
 # %% [markdown]
 # (sec-compare-gains)=
@@ -95,8 +96,8 @@ compare.gains_table(gains)
 # `runs/step-cost.json`: all schemes take turns on the same batches, so that a slow moment hits all of them.
 
 # %% tags=["hide-input"]
-made_with = f"{cost['environment']['cpu']}, PyTorch {cost['environment']['packages']['torch']}"
-Markdown(f"> {cost['how']} {cost['rounds']} rounds of {cost['steps']} steps on {made_with}.")
+made_with = f"{measured['environment']['cpu']}, PyTorch {measured['environment']['packages']['torch']}"
+Markdown(f"> {measured['how']} {measured['rounds']} rounds of {measured['steps']} steps on {made_with}.")
 
 # %% [markdown]
 # The best place is the upper left: a large gain over supervised training for little time. A step of ST++ is cheap, but it
@@ -104,11 +105,11 @@ Markdown(f"> {cost['how']} {cost['rounds']} rounds of {cost['steps']} steps on {
 # records, as multiples of supervised. Whether a gain is large is a matter of the seeds behind it.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-compare-cost", "caption": "Gain over supervised (paired by seed) against the time of a step, embedded data, split 1_8. Upper left is best: much gained for little time."}}
-prices = compare.cost_and_gain(unchanged, cost)
-compare.cost_figure(prices)
+prices = cost.cost_and_gain(unchanged, measured)
+cost.cost_figure(prices)
 
 # %% tags=["hide-input"]
-compare.cost_table(prices)
+cost.cost_table(prices)
 
 # %% [markdown]
 # On a GPU and at the papers' sizes the ratios differ: contrast and nearest neighbors cost memory there, the boxes of a detector
@@ -121,4 +122,4 @@ compare.cost_table(prices)
 # soon as they are run.
 
 # %% tags=["hide-input"]
-compare.coverage(unchanged, cost, lambda run: run.record["recipe"]["data"] == cost["data"])
+compare.coverage(unchanged, measured, lambda run: run.record["recipe"]["data"] == measured["data"])

@@ -8,7 +8,7 @@ import pytest
 
 from semiseg.options import UPC, WPL
 from semiseg.recipes import METHODS, Recipe, recipe
-from semiseg.report import compare, findings, reproduce
+from semiseg.report import compare, cost, findings, reproduce
 from semiseg.report.style import METHOD_COLORS, METHOD_TITLES, color, symbol
 from semiseg.runs import RECORD, Run
 
@@ -55,6 +55,24 @@ def test_every_unchanged_record_is_one_mark(runs: list[Run]) -> None:
     assert means["supervised"] == (51.0, (1.41,)) and means["ESL"] == (50.0, None)
 
 
+def test_the_summary_has_a_row_per_method_and_a_column_per_split(runs: list[Run], tmp_path: Path) -> None:
+    more = [run(tmp_path, recipe("esl", split="1_16"), 0.4), run(tmp_path, recipe("esl", split="full"), 0.8)]
+    found = compare.summary(compare.scores([*compare.comparable(runs), *more]), "digits-tiny")
+    assert list(found.columns) == ["1_16", "1_8", "full"] and found.index.name == "embedded digits"
+    assert found.loc["supervised"].tolist() == ["", "51.00 ± 1.41 (2)", ""]
+    assert found.loc["ESL"].tolist() == ["40.00 (1)", "50.00 (1)", "80.00 (1)"]
+
+
+def test_panels_over_splits_show_what_has_several_and_supervised_behind(runs: list[Run], tmp_path: Path) -> None:
+    made = [recipe("mean_teacher", split="1_16"), replace(recipe("mean_teacher", split="1_16"), upc=UPC())]
+    more = [run(tmp_path, m, 0.4) for m in (*made, recipe("supervised", split="1_16"))]
+    figure = compare.splits_figure(compare.scores([*compare.comparable(runs), *more]), "digits-tiny")
+    assert [a.text for a in figure.layout.annotations] == ["mean teacher"], "the others have one split"
+    assert [list(t.y) for t in figure.data] == [[40.0, 51.0], [40.0, 61.5], [40.0, 61.0]]
+    assert [t.marker.symbol for t in figure.data] == ["circle", "circle", "diamond"]
+    assert figure.layout.xaxis.categoryarray == ("1_16", "1_8")
+
+
 def test_labels_stand_in_the_order_of_the_methods() -> None:
     labels = ["cps+upc", "esl", "cps", "supervised"]
     assert compare.ordered(labels) == ["supervised", "cps", "cps+upc", "esl"]
@@ -86,24 +104,24 @@ def test_other_lists_make_no_pair(tmp_path: Path) -> None:
 
 
 def test_cost_and_gain_by_hand(runs: list[Run]) -> None:
-    frame = compare.cost_and_gain(compare.comparable(runs), COST).set_index("label")
+    frame = cost.cost_and_gain(compare.comparable(runs), COST).set_index("label")
     assert frame.loc["mean_teacher", "step, × supervised"] == 2.5
     assert frame.loc["mean_teacher", "gain"] == 10.5 and frame.loc["mean_teacher", "seeds"] == 2
     assert frame.loc["stpp"].isna()["step, × supervised"], "nothing measured, nothing drawn"
-    drawn = [t.name for t in compare.cost_figure(frame.reset_index()).data]
+    drawn = [t.name for t in cost.cost_figure(frame.reset_index()).data]
     assert drawn == ["supervised", "mean teacher"]
-    assert compare.total_steps(runs[-1]) == 300 and compare.total_steps(runs[0]) == 100
+    assert cost.total_steps(runs[-1]) == 300 and cost.total_steps(runs[0]) == 100
 
 
 def test_a_file_without_cost_names_the_command(tmp_path: Path) -> None:
     for text in ("", '{"how": 1}'):
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(ValueError, match=r"has no cost of steps; write it: python tests/bench_hosts.py --out"):
-            compare.read_cost(tmp_path / "c.json")
+            cost.read_cost(tmp_path / "c.json")
 
 
 def test_the_committed_cost_is_of_methods_and_plug_ins() -> None:
-    seconds = compare.read_cost(Path(__file__).parents[1] / "runs" / compare.COST)["seconds"]
+    seconds = cost.read_cost(Path(__file__).parents[1] / "runs" / cost.COST)["seconds"]
     labels = {"supervised", *(m + p for m in METHODS if m != "supervised" for p in ("", "+upc", "+wpl"))}
     assert seconds.keys() - labels == set()
     assert all(v["low"] <= v["median"] <= v["high"] for v in seconds.values())

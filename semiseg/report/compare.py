@@ -1,4 +1,4 @@
-"""The comparison page: all methods, splits and data sets that have records, paired gains, and cost against gain.
+"""The comparison page: all methods, splits and data sets that have records, and paired gains; costs are in `cost.py`.
 
 Every number is rounded before it is drawn, so that a replayed notebook draws the very same figure.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ..data.splits import SPLITS
 from ..recipes import METHODS, Recipe, differences, recipe, usual
@@ -20,11 +21,7 @@ from ..runs import Run, table
 from .style import color, host_of, symbol, title
 
 Rows = Sequence[tuple[str, str, "pd.Series[float]", Sequence[str]]]  # label, name, values, text of each point
-COST = "step-cost.json"  # in runs/, written by tests/bench_hosts.py
 DATA_TITLES = {"digits-tiny": "embedded digits", "voc-tiny": "VOC animals, small", "voc-paper": "PASCAL VOC"}
-COST_COLUMNS = [
-    "label", "method", "ms per step", "step, × supervised", "training, × supervised", "gain", "s.d.", "seeds",
-]  # fmt: skip
 COLUMNS = ["setting", "split", "label", "method", "seed", "mIoU", "run"]
 
 
@@ -62,15 +59,16 @@ def blank(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**shown)
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds of every method in every setting and split."""
-    grouped = frame.groupby(["setting", "split", "label"]).mIoU.agg(["mean", "std", "count"]).round(2).reset_index()
-    grouped["order"] = grouped.label.map({label: i for i, label in enumerate(ordered(grouped.label))})
-    grouped = grouped.sort_values(["setting", "split", "order"])
-    grouped["label"] = grouped.label.map(title)
-    grouped["setting"] = grouped.setting.map(lambda name: DATA_TITLES.get(name, name))
-    named = grouped.rename(columns={"setting": "data", "label": "method", "std": "s.d.", "count": "seeds"})
-    return blank(named.drop(columns="order").set_index(["data", "split", "method"]))
+def summary(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Mean ± standard deviation (number of seeds) of every method of a setting, one column per split."""
+    here = frame[frame.setting == setting]
+    cells = here.groupby(["label", "split"]).mIoU.agg(_mean_and_spread).unstack(fill_value="")
+    cells = cells.loc[ordered(cells.index), [s for s in (*SPLITS, *sorted({*cells} - {*SPLITS})) if s in cells]]
+    return cells.rename(index=title).rename_axis(index=DATA_TITLES.get(setting, setting), columns=None)
+
+
+def _mean_and_spread(x: pd.Series[float]) -> str:
+    return f"{x.mean():.2f} ± {x.std():.2f} ({len(x)})" if len(x) > 1 else f"{x.mean():.2f} (1)"
 
 
 # --- figures ------------------------------------------------------------------------------
@@ -80,7 +78,7 @@ def _spread(x: pd.Series[float]) -> float | None:
     return round(float(x.std()), 2) if len(x) > 1 else None
 
 
-def _bar(spread: float | None, paint: str) -> dict[str, Any] | None:
+def bar(spread: float | None, paint: str) -> dict[str, Any] | None:
     return None if spread is None else {"type": "data", "array": [spread], "color": paint, "thickness": 1.5}
 
 
@@ -94,7 +92,7 @@ def _row(label: str, name: str, values: pd.Series[float], hover: Sequence[str], 
     )  # fmt: skip
     spread = _spread(values)
     mean = go.Scatter(
-        x=[round(float(values.mean()), 2)], y=[name], error_x=_bar(spread, color(label)),
+        x=[round(float(values.mean()), 2)], y=[name], error_x=bar(spread, color(label)),
         marker={**paint, "size": 13, "line": {"color": "black", "width": 1}},
         hovertemplate=f"{name}<br>mean %{{x:.2f}}, s.d. {'-' if spread is None else f'{spread:.2f}'}, "
         f"n = {len(values)}<extra></extra>", **shared,
@@ -114,7 +112,7 @@ def _menu(names: Sequence[str], of_trace: Sequence[int], rows: Sequence[Sequence
         }
         for i, name in enumerate(names)
     ]  # fmt: skip
-    place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}}
+    place = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": 8}}
     return [{"buttons": buttons, "direction": "down", "showactive": True, **place}]
 
 
@@ -164,31 +162,42 @@ def methods_figure(frame: pd.DataFrame) -> go.Figure:
     return _dots(choices, "mIoU, %")
 
 
-def splits_figure(frame: pd.DataFrame) -> go.Figure:
-    """mIoU over the share of labeled images, for the data that have records of several of the named splits."""
-    figure = go.Figure()
-    named = frame[frame.split.isin(SPLITS)]
-    for setting in sorted(set(named.setting)):
-        here = named[named.setting == setting]
-        for label in ordered(here.label):
-            means = here[here.label == label].groupby("split").mIoU.agg(["mean", "std", "count"]).round(2)
-            means = means.reindex([s for s in SPLITS if s in means.index])
-            figure.add_trace(
-                go.Scatter(
-                    x=list(means.index), y=list(means["mean"]), mode="lines+markers", name=title(label),
-                    legendgroup=label, marker={"color": color(label), "symbol": symbol(label), "size": 9},
-                    line={"color": color(label), "width": 1.5, "dash": "solid" if "+" not in label else "dot"},
-                    error_y={"type": "data", "array": [None if pd.isna(s) else s for s in means["std"]], "width": 3},
-                    customdata=[[int(n)] for n in means["count"]],
-                    hovertemplate=title(label) + ", %{x}<br>%{y:.2f}, n = %{customdata[0]}<extra></extra>",
-                )
-            )  # fmt: skip
-    figure.update_layout(
-        height=640, xaxis={"title": {"text": "share of labeled images"}, "type": "category"},
-        yaxis={"title": {"text": "mIoU, %"}}, legend={"orientation": "h", "y": -0.22, "font": {"size": 11}},
+def splits_figure(frame: pd.DataFrame, setting: str) -> go.Figure:
+    """mIoU over the share of labeled images: a panel for every scheme and method that has several of the named splits,
+    alone and with its plug-ins, supervised training in gray behind each."""
+    here = frame[(frame.setting == setting) & frame.split.isin(SPLITS)]
+    means = {
+        label: here[here.label == label].groupby("split").mIoU.agg(["mean", "std", "count"]).round(2)
+        for label in ordered(here.label)
+    }
+    means = {label: of_label for label, of_label in means.items() if len(of_label) > 1}
+    hosts = list(dict.fromkeys(host_of(label) for label in means if label != "supervised"))
+    figure = make_subplots(
+        -(-len(hosts) // 2), 2, shared_xaxes="all", shared_yaxes="all", vertical_spacing=0.06,
+        horizontal_spacing=0.03, subplot_titles=[title(host) for host in hosts],
     )  # fmt: skip
-    figure.update_xaxes(categoryorder="array", categoryarray=list(SPLITS))
+    for i, host in enumerate(hosts):
+        for label, of_label in means.items():
+            if label == "supervised" or host_of(label) == host:
+                figure.add_trace(_over_splits(label, of_label), i // 2 + 1, i % 2 + 1)
+    used = [s for s in SPLITS if any(s in x.index for x in means.values())]
+    figure.update_layout(height=120 + 190 * -(-len(hosts) // 2), showlegend=False)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=used)
     return figure
+
+
+def _over_splits(label: str, means: pd.DataFrame) -> go.Scatter:
+    """A line through the means (columns mean, std, count; by split) of one label."""
+    means = means.loc[[s for s in SPLITS if s in means.index]]
+    paint = "lightgray" if label == "supervised" else color(label)
+    return go.Scatter(
+        x=list(means.index), y=list(means["mean"]), mode="lines+markers",
+        marker={"color": paint, "symbol": symbol(label), "size": 9},
+        line={"color": paint, "width": 1.5, "dash": "dot" if "+" in label else "solid"},
+        error_y={"type": "data", "array": [None if pd.isna(s) else s for s in means["std"]], "width": 3},
+        customdata=[[int(n)] for n in means["count"]],
+        hovertemplate=title(label) + ", %{x}<br>%{y:.2f}, n = %{customdata[0]}<extra></extra>",
+    )  # fmt: skip
 
 
 # --- paired differences -------------------------------------------------------------------
@@ -260,80 +269,6 @@ def gains_table(frame: pd.DataFrame) -> pd.DataFrame:
     out = named.groupby(["where", "difference"], sort=False).gain.agg(["mean", "std", "min", "max", "count"]).round(2)
     out = out.rename(columns={"std": "s.d.", "min": "smallest", "max": "largest", "count": "pairs"})
     return blank(out.rename_axis(["data, split", "difference"]))
-
-
-# --- cost ---------------------------------------------------------------------------------
-
-
-def read_cost(path: Path) -> dict[str, Any]:
-    """The measured cost of steps.  Raises ValueError when the file is not one, with the command that writes it."""
-    try:
-        record = json.loads(path.read_text())
-        record["how"], record["environment"]["cpu"], record["seconds"]["supervised"]["median"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no cost of steps; write it: python tests/bench_hosts.py --out {path}") from error
-    return record
-
-
-def total_steps(run: Run) -> int:
-    """Optimizer steps of a run, those of earlier stages included."""
-    stages = run.record.get("stages")
-    return sum(stage["steps"] for stage in stages) if stages else run.record["last"]["step"]
-
-
-def cost_and_gain(runs: Sequence[Run], cost: Mapping[str, Any], split: str = "1_8") -> pd.DataFrame:
-    """Per label: time of a step and of a whole training over those of supervised, and the paired gain over it.
-
-    runs: comparable ones.  Labels without measured cost have none in their row.
-    """
-    frame = scores([r for r in runs if r.record["recipe"]["data"] == cost["data"]])
-    frame = frame[(frame.setting == f"{cost['data']}-{cost['scale']}") & (frame.split == split)]
-    base, seconds = frame[frame.label == "supervised"].set_index("seed").mIoU, cost["seconds"]
-    steps = {"/".join(r.folder.parts[-2:]): total_steps(r) for r in runs}
-    usual = steps[frame[frame.label == "supervised"].run.iloc[0]]
-    rows = []
-    for label in ordered(frame.label):
-        mine = frame[frame.label == label].set_index("seed")
-        gain = (mine.mIoU - base).dropna().round(2)
-        measured = seconds.get(label)
-        ratio = None if measured is None else measured["median"] / seconds["supervised"]["median"]
-        longer = steps[mine.run.iloc[0]] / usual
-        rows.append(
-            [label, title(label), None if measured is None else 1000 * measured["median"], ratio,
-             None if ratio is None else ratio * longer, gain.mean(), gain.std(), len(gain)]
-        )  # fmt: skip
-    return pd.DataFrame(rows, columns=COST_COLUMNS).round(2)
-
-
-def cost_figure(frame: pd.DataFrame) -> go.Figure:
-    """Gain over supervised against the cost of a step, with its name at each point."""
-    figure = go.Figure()
-    shown = frame.dropna(subset=["step, × supervised", "gain"])
-    for row in shown.to_dict("records"):
-        label = row["label"]
-        spread = None if pd.isna(row["s.d."]) else row["s.d."]
-        figure.add_trace(
-            go.Scatter(
-                x=[row["step, × supervised"]], y=[row["gain"]], mode="markers", name=row["method"],
-                error_y=_bar(spread, color(label)),
-                marker={"color": color(label), "symbol": symbol(label), "size": 12,
-                        "line": {"color": "black", "width": 1}},
-                hovertemplate=f"{row['method']}<br>%{{x:.2f}} × the step of supervised"
-                f"<br>%{{y:.2f}} points, n = {row['seeds']}<extra></extra>",
-            )
-        )  # fmt: skip
-    figure.update_layout(
-        height=560, xaxis={"title": {"text": "time of a step, × supervised"}},
-        yaxis={"title": {"text": "gain over supervised, points"}, "zeroline": True, "zerolinecolor": "gray"},
-        legend={"orientation": "h", "y": -0.18, "font": {"size": 11}},
-    )  # fmt: skip
-    return figure
-
-
-def cost_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of `cost_figure`, with short heads."""
-    heads = {"ms per step": "ms", "step, × supervised": "step", "training, × supervised": "training"}
-    return frame.drop(columns="label").rename(columns=heads).set_index("method").pipe(blank)
 
 
 def coverage(runs: Sequence[Run], cost: Mapping[str, Any], setting: Callable[[Run], bool]) -> pd.DataFrame:

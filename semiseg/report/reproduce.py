@@ -10,7 +10,8 @@ import pandas as pd
 
 from ..checkout import repo_root
 from ..runs import Run, find_runs
-from .compare import DATA_TITLES, comparable, ordered, total_steps
+from .compare import DATA_TITLES, comparable, ordered
+from .cost import total_steps
 from .findings import markdown
 from .style import title
 
