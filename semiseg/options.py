@@ -249,16 +249,14 @@ class WPL:
     """The weights of pseudo-labels by rank statistics; Table 3 varies `reliable`, Fig. 6 and 7 `similarity` and `k`."""
 
     k: int = 5
-    offset: float = 0.0  # 1: released code
+    offset: float = 1.0  # released code; 0: Eq. 6
     similarity: Literal["rank", "cosine", "euclidean"] = "rank"
     reliable: Literal["detector", "confidence", "none"] = "detector"
     sure: float = 0.95
     memory: int = 256
     quota: int = 1  # vectors a class stores per image
     resolution: Literal["features", "full"] = "features"  # "full": released code
-    unknown: float = (
-        0.0  # weight of a class without prototype: s = 0; 1 leaves it to the host (released code: 1 = offset)
-    )
+    unknown: float | None = None  # weight of a class without prototype; None: s = 0
     in_divisor: bool = True  # released code; False: Eq. 5
     box_score: float = 0.85  # of detections that confirm pixels; 0.95 on Cityscapes
 
@@ -267,18 +265,18 @@ class WPL:
         one_of("reliable", self.reliable, ("detector", "confidence", "none"))
         one_of("resolution", self.resolution, ("features", "full"))
         positive(k=self.k, memory=self.memory, quota=self.quota)
-        if not 0 <= self.sure <= 1 or not 0 <= self.box_score <= 1 or min(self.offset, self.unknown) < 0:
+        if not 0 <= self.sure <= 1 or not 0 <= self.box_score <= 1 or min(self.offset, self.unknown or 0) < 0:
             raise ValueError("WPL needs sure and box_score in [0, 1], offset and unknown >= 0")
 
     @staticmethod
     def paper() -> WPL:
-        """Eq. 5 to the letter: every pixel in the divisor."""
-        return WPL(in_divisor=False)
+        """Eq. 5 and 6 to the letter: weights from 0 on, every pixel in the divisor."""
+        return WPL(offset=0.0, in_divisor=False)
 
     @staticmethod
     def official() -> WPL:
         """cvlab-stonybrook/Weighting-Pseudo-Labels @ b0492232."""
-        return WPL(offset=1.0, unknown=1.0, resolution="full", box_score=0.95)
+        return WPL(resolution="full", box_score=0.95)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def view(features: Tensor, label: Tensor, confidence: Tensor, ignore: Tensor, bo
 
 def released(**options: Any) -> RankWeight:
     """A weighter with the recorded memories."""
-    weigher = RankWeight(K, 64, offset=1.0, **{"memory": 600, "quota": 10**6, "unknown": 1.0} | options)
+    weigher = RankWeight(K, 64, **{"memory": 600, "quota": 10**6} | options)
     for bank, held in ((weigher.labeled, "memory_labelled"), (weigher.unlabeled, "memory_unlabelled")):
         for k, vectors in enumerate(GIVEN[held]):
             if vectors is not None:
@@ -67,7 +67,7 @@ def test_weights_equal_the_recorded_ones() -> None:
 def test_losses_equal_the_recorded_ones_in_both_readings(name: str, mixed: bool) -> None:
     own, other, paste = recorded()
     logits = GIVEN["logits_s1" if mixed else "logits_fp"]
-    weigher, paper = released(), released(in_divisor=False, unknown=0.0)
+    weigher, paper = released(), released(in_divisor=False, offset=0.0)
     paper.offset = 0.0
 
     def loss(w: RankWeight) -> Tensor:
@@ -154,7 +154,7 @@ def seen(weight: float = 1.0, boxes: bool | None = True, right: bool = True, see
 
 
 def test_without_prototypes_every_pixel_is_left_to_the_host_or_to_nobody() -> None:
-    weigher = RankWeight(3, 6, k=3, unknown=1.0)
+    weigher = RankWeight(3, 6, k=3)
     assert torch.equal(weigher(seen()[1]), torch.ones(2, 8, 8))
     weigher.unlabeled.push(torch.rand(9, 6), torch.arange(9) % 3, quota=9)
     assert torch.equal(weigher(seen()[1]), torch.ones(2, 8, 8)), "an empty labeled bank makes no prototype"
@@ -233,7 +233,7 @@ def test_nearest_is_torchs() -> None:
 
 def prepared(**options: Any) -> RankWeight:
     """A weighter of 3 classes and 6 channels with labeled vectors of every class."""
-    made = RankWeight(3, 6, **{"k": 3} | options)
+    made = RankWeight(3, 6, **{"k": 3, "offset": 0.0} | options)
     g = torch.Generator().manual_seed(5)
     made.labeled.push(torch.rand(9, 6, generator=g), torch.arange(9) % 3, quota=9)
     return made
@@ -276,10 +276,11 @@ def test_offset_unknown_and_divisor_name_the_two_readings() -> None:
     own = seen()[1]
     plain, official = prepared(), prepared(offset=1.0)
     torch.testing.assert_close(official(own), plain(own) + 1)
-    for nothing, value in ((RankWeight(3, 6, k=3), 0.0), (RankWeight(3, 6, k=3, unknown=1.0), 1.0)):
+    for offset, unknown, value in ((0.0, None, 0.0), (1.0, None, 1.0), (1.0, 0.5, 0.5)):
+        nothing = RankWeight(3, 6, k=3, offset=offset, unknown=unknown)
         assert (nothing(own) == value).all() and nothing.statistics["prototypes"].tolist() == [0, 3]
-    assert WPL.paper() == WPL(in_divisor=False)
-    assert WPL.official() == WPL(offset=1.0, unknown=1.0, resolution="full", box_score=0.95)
+    assert (WPL.paper().offset, WPL.paper().in_divisor) == (0, False)
+    assert (WPL.official().offset, WPL.official().in_divisor, WPL.official().resolution) == (1, True, "full")
     for wrong, message in (
         ({"similarity": "dot"}, "unknown similarity 'dot'; expected one of rank, cosine, euclidean"),
         ({"reliable": "yes"}, "unknown reliable 'yes'; expected one of detector, confidence, none"),
@@ -349,7 +350,7 @@ def test_what_is_stored_is_the_students_strong_view_and_what_is_weighed_the_teac
 
 
 def test_no_labeled_pixel_in_a_batch_and_no_kept_one_leave_a_finite_step() -> None:
-    weigher = RankWeight(toys.K, toys.D, sure=0.0, unknown=1.0)
+    weigher = RankWeight(toys.K, toys.D, sure=0.0)
     host = MeanTeacher(toys.student(), label=ConfidentLabels(0.0), weigh=weigher, divisor="valid")
     given = toys.batch()
     step = host.losses(given._replace(y=torch.full_like(given.y, IGNORE)), 0.5)

@@ -67,7 +67,7 @@ class RankWeight(nn.Module):
     Args:
         classes, width: K, D.
         k: strongest channels compared (5; Fig. 7).
-        offset: W = offset + s / k: 0 (paper) or 1 (released code).
+        offset: W = offset + s / k: 0 (paper) or 1 (released code, from which the paper's results come).
         similarity: "rank", or what it is compared with: "cosine" of pixel and prototype (Fig. 6), "euclidean",
             1 - d / 2 of their unit vectors at distance d (supplement, which gives no formula).
         reliable: which unlabeled pixels feed the prototypes: "detector": sure ones inside a box of their class (RPPI);
@@ -75,15 +75,14 @@ class RankWeight(nn.Module):
         sure: probability from which a pixel is stored.
         memory, quota: vectors of a class in each bank, and most that it takes per image of a batch.
         resolution: "features": rank on the feature grid; "full": on features brought to image size (released code).
-        unknown: W of a class without prototype: 0 is s = 0 at offset 0, 1 the same at offset 1 (released code).  1 at
-            offset 0 would count such a class for more than any other.
+        unknown: W of a class without prototype; None: s = 0.
         in_divisor: the weights also enter the divisor of the loss (released code); False: it counts pixels (Eq. 5).
     """
 
     def __init__(
-        self, classes: int, width: int, *, k: int = 5, offset: float = 0.0, similarity: Similarity = "rank",
+        self, classes: int, width: int, *, k: int = 5, offset: float = 1.0, similarity: Similarity = "rank",
         reliable: Reliable = "detector", sure: float = 0.95, memory: int = 256, quota: int = 1,
-        resolution: Literal["features", "full"] = "features", unknown: float = 0.0,
+        resolution: Literal["features", "full"] = "features", unknown: float | None = None,
         in_divisor: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -92,7 +91,7 @@ class RankWeight(nn.Module):
         self.labeled, self.unlabeled = (ClassBank(classes, memory, width) for _ in range(2))
         self.k, self.offset, self.similarity, self.reliable = k, offset, similarity, reliable
         self.sure, self.quota, self.resolution = sure, quota, resolution
-        self.unknown, self.in_divisor = unknown, in_divisor
+        self.unknown, self.in_divisor = offset if unknown is None else unknown, in_divisor
         self.statistics: dict[str, Tensor] = {}
 
     @torch.no_grad()
