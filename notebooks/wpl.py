@@ -373,19 +373,16 @@ for r in real:
 # ### Ablations in miniature
 #
 # Table 3 (what feeds the prototypes), Fig. 6 (similarity), Fig. 7 ($k$) and supplement Tables 2 to 4 for runs that were
-# made; each row is a run of the notebook with one argument changed. Rows with `unknown = 1.0` leave a class without prototype
-# to its host: at offset 0 such a class then counts for more than any class that has a prototype.
+# made; each row is a run of the notebook with one argument changed. `offset = 0.0` is Eq. 6, where a class without prototype has
+# weight 0, or 1 (`unknown = 1.0`, more than any class that has one). Beside mIoU stands the accuracy of the pseudo-labels in the last
+# epoch, *plain* and *weighted* as the weights count them (Fig. 6 and supplement Fig. 1).
 
 # %% tags=["hide-input"]
 figures.ablations(find_runs(repo_root() / "runs" / "digits-tiny"))
 
 # %% [markdown]
-# Accuracy of pseudo-labels as the weights count them, in the last epoch (Fig. 6, and Fig. 1 of the supplement). The column
-# *plain* shows where the weights feed back on the labels: U2PL has no threshold on confidence, so when right pixels of the
-# background count little, uncertain ones of other classes take over, and the next labels are worse.
-
-# %% tags=["hide-input"]
-figures.weighted_accuracy([r for r in find_runs(repo_root() / "runs" / "digits-tiny") if "wpl" in r.label])
+# Weights can feed back on the labels, and *plain* shows where: U2PL has no threshold on confidence, so when right pixels of the
+# background count little or nothing (`offset = 0.0`), uncertain ones of other classes take over, and the next labels are worse.
 
 # %% [markdown]
 # ## The paper's tables
@@ -431,9 +428,9 @@ paper_tables.show("wpl", "S6")
 #
 # | topic | paper | released code | here |
 # |---|---|---|---|
-# | weight | $s/k$ in [0, 1] | $1 + s/k$ in [1, 2] | `offset=0`; `1` |
+# | weight | $s/k$ in [0, 1] | $1 + s/k$ in [1, 2] | `offset=1`, since the paper's results come from it; `0` |
 # | divisor of the loss | number of pixels | sum of the weights, so that only relative weights matter | `in_divisor=True`; `False` is Eq. 5 |
-# | class without prototype | not stated | $s = 0$: weight 1, the least | $s = 0$: `unknown=0`, the least at offset 0; `unknown=1` leaves the class to the host, for more than any other class gets |
+# | class without prototype | not stated | $s = 0$: weight 1, the least | $s = 0$, the least; `unknown` is any other weight |
 # | where ranks are taken | pixel features | features brought to image size, all 256 channels sorted at every pixel | on the feature grid, compared with the pseudo-label of every pixel; `resolution="full"` |
 # | ties, channels at 0 | not stated | broken arbitrarily by an unstable sort | ties at the $k$-th place all count, channels at 0 never |
 # | whose features | EMA teacher's | UniMatch has none: the network itself, pasted pixels in evaluation mode | the host's teacher; on UniMatch the network itself |

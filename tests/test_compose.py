@@ -43,7 +43,7 @@ def test_one_step(method: str, upc: UPC | None, wpl: WPL | None) -> None:
     shares = {name: float(total / count) for name, (total, count) in step.statistics.items()}
     assert ("weight" in shares) == (wpl is not None) and ("replaced" in shares) == (upc is not None)
     if wpl is not None:
-        assert 0 < shares["weight"] <= 1
+        assert 1 < shares["weight"] <= 2
         assert int(host.weigh.labeled.filled.sum()) > 0 and int(host.weigh.unlabeled.filled.sum()) > 0
     if upc is not None:
         low, high = (2 / 16, 5 / 16) if upc.rows == "sample" else (10 / 48, 10 / 48)

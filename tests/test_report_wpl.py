@@ -41,38 +41,35 @@ def test_steadiness_is_0_for_equal_features_and_grows_with_their_spread() -> Non
     assert report.steadiness(swapped, torch.tensor([0, 0]), prototypes, 1, ["a"]).indices.item() == 1.0
 
 
-def run(tmp_path: Path, **last: float) -> Run:
-    made = recipe("unimatch", "digits", "1_8", "smoke").as_dict() | {"wpl": {"similarity": "rank", "unknown": 0.0}}
+def made(folder: Path, miou: float, alpha: float = 1.0, **options: object) -> Run:
+    """A record whose last epoch has 3 right pixels for each wrong one, at twice the weight."""
+    base = replace(recipe("unimatch", "digits", "1_8", "smoke"), wpl=WPL(**options))  # type: ignore[arg-type]
+    last = {"pseudo_label_accuracy": 0.75, "weight_right": 0.8, "weight_wrong": 0.4, "weight": 0.7}
+    folder.mkdir()
     metrics = {"epoch": [1, 2], **{name: [0.5, value] for name, value in last.items()}}
-    pd.DataFrame(metrics).to_csv(tmp_path / "metrics.csv", index=False)
-    return Run(tmp_path, {"recipe": made, "last": {"teacher": {"miou": 0.5}}})
+    pd.DataFrame(metrics).to_csv(folder / "metrics.csv", index=False)
+    return Run(folder, {"recipe": with_alpha(base, alpha).as_dict(), "last": {"teacher": {"miou": miou}}})
 
 
-def test_weighted_accuracy_by_hand(tmp_path: Path) -> None:
-    one = run(tmp_path, pseudo_label_accuracy=0.75, weight_right=0.8, weight_wrong=0.4, weight=0.7)
-    row = report.weighted_accuracy([one]).iloc[0]
-    assert row.method == "UniMatch + WPL" and row.plain == 75.0
-    assert row.weighted == pytest.approx(100 * 0.75 * 0.8 / (0.75 * 0.8 + 0.25 * 0.4), abs=0.01)
-    figure = report.weight_curves(one)
+def test_weight_curves_show_the_metrics(tmp_path: Path) -> None:
+    figure = report.weight_curves(made(tmp_path / "a", 0.5))
     assert [b.get_height() for b in figure.axes[0].containers[0]] == pytest.approx([50, 75])
     plt.close(figure)
 
 
-def made(tmp_path: Path, name: str, miou: float, alpha: float = 1.0, **options: object) -> Run:
-    base = replace(recipe("unimatch", "digits", "1_8", "smoke"), wpl=WPL(**options))  # type: ignore[arg-type]
-    return Run(tmp_path / name, {"recipe": with_alpha(base, alpha).as_dict(), "last": {"teacher": {"miou": miou}}})
-
-
 def test_ablations_name_every_change_and_mix_no_two(tmp_path: Path) -> None:
-    alone = Run(tmp_path, {"recipe": recipe("unimatch", "digits", "1_8", "smoke").as_dict()})
+    plain = recipe("unimatch", "digits", "1_8", "smoke").as_dict()
+    alone = replace(made(tmp_path / "f", 0.9), record={"recipe": plain})
     table = report.ablations(
         [
-            made(tmp_path, "a", 0.5), made(tmp_path, "b", 0.7), made(tmp_path, "c", 0.4, k=3),
-            made(tmp_path, "d", 0.3, reliable="none"), made(tmp_path, "e", 0.2, alpha=0.4), alone,
+            made(tmp_path / "a", 0.5), made(tmp_path / "b", 0.7), made(tmp_path / "c", 0.4, k=3),
+            made(tmp_path / "d", 0.3, reliable="none"), made(tmp_path / "e", 0.2, alpha=0.4), alone,
         ]
     )  # fmt: skip
     assert table.changed.tolist() == ["default", "k = 3", "reliable = none", "weights = [0.1, 0.1, 0.2]"]
     assert table["mean"].tolist() == [60.0, 40.0, 30.0, 20.0] and table.seeds.tolist() == [2, 1, 1, 1]
+    assert table.plain.tolist() == [75.0] * 4
+    assert table.weighted.tolist() == pytest.approx([100 * 0.75 * 0.8 / (0.75 * 0.8 + 0.25 * 0.4)] * 4, abs=0.01)
 
 
 def test_mean_weights_tell_right_from_wrong(tmp_path: Path) -> None:
@@ -92,7 +89,7 @@ def test_mean_weights_tell_right_from_wrong(tmp_path: Path) -> None:
 
 def test_pictures_show_weights() -> None:
     data = toys.Blobs()
-    weigher = RankWeight(4, 4, k=1)
+    weigher = RankWeight(4, 4, k=1, offset=0.0)
     weigher.labeled.push(torch.eye(4), torch.arange(4), quota=4)
     figure = report.weights(Oracle(8), weigher, data, data.val[:2])
     shown = figure.axes[4].images[0].get_array()

@@ -161,39 +161,29 @@ def weight_curves(run: Run) -> Figure:
     return figure
 
 
-def weighted_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
-    """Fig. 6: accuracy of pseudo-labels, plain and as the weights count them, in the last epoch, in percent.
+def ablations(runs: Sequence[Run]) -> pd.DataFrame:
+    """Runs with WPL, by what differs from the recipe of their host with WPL; percent, last epoch.
 
-    A right and b wrong pixels with mean weights u and v count as a u / (a u + b v).
+    Returns:
+        mean, s.d., seeds of the teacher's mIoU, and means over seeds of the accuracy of pseudo-labels: "plain", and
+        "weighted" as the weights count them (Fig. 6): a right and b wrong pixels with mean weights u and v count as
+        a u / (a u + b v).
     """
     rows = []
     for run in runs:
-        last = run.metrics.iloc[-1]
-        right, wrong = (
-            last.pseudo_label_accuracy * last.weight_right,
-            (1 - last.pseudo_label_accuracy) * last.weight_wrong,
-        )
-        recipe = run.record["recipe"]
-        rows.append(
-            [title(run.label), recipe["wpl"]["similarity"], recipe["wpl"]["unknown"], recipe["split"], recipe["seed"],
-             100 * last.pseudo_label_accuracy, 100 * right / (right + wrong)]
-        )  # fmt: skip
-    return pd.DataFrame(rows, columns=["method", "similarity", "unknown", "split", "seed", "plain", "weighted"]).round(
-        2
-    )
-
-
-def ablations(runs: Sequence[Run]) -> pd.DataFrame:
-    """Runs with WPL: what differs from the recipe of their host with WPL, mIoU in percent, teacher, last epoch."""
-    rows = []
-    for run in runs:
-        recipe = run.record["recipe"]
+        recipe, last = run.record["recipe"], run.metrics.iloc[-1]
         if "wpl" not in recipe:
             continue
-        rows.append([title(run.label), recipe["split"], ", ".join(_changes(recipe)) or "default", 100 * run.miou])
-    frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU"])
-    grouped = frame.groupby(["method", "split", "changed"], sort=False).mIoU.agg(["mean", "std", "count"])
-    return grouped.rename(columns={"std": "s.d.", "count": "seeds"}).round(2).reset_index()
+        right = last.pseudo_label_accuracy * last.weight_right
+        wrong = (1 - last.pseudo_label_accuracy) * last.weight_wrong
+        rows.append(
+            [title(run.label), recipe["split"], ", ".join(_changes(recipe)) or "default", 100 * run.miou,
+             100 * last.pseudo_label_accuracy, 100 * right / (right + wrong)]
+        )  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "split", "changed", "mIoU", "plain", "weighted"])
+    of = frame.groupby(["method", "split", "changed"], sort=False)
+    made = of.mIoU.agg(["mean", "std", "count"]).rename(columns={"std": "s.d.", "count": "seeds"})
+    return made.join(of[["plain", "weighted"]].mean()).round(2).reset_index()
 
 
 def _changes(recipe: Mapping[str, Any]) -> list[str]:
