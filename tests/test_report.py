@@ -15,7 +15,7 @@ from semiseg.methods.ddfp import DensityDescent
 from semiseg.notebook import repo_root
 from semiseg.recipes import recipe
 from semiseg.report import ddfp as figures
-from semiseg.report import pictures, readme, tables
+from semiseg.report import pictures, readme, style, tables
 from semiseg.runs import RECORD, Run, find_runs, keep, table
 from semiseg.types import IGNORE
 
@@ -60,11 +60,22 @@ def test_local_runs_are_found_only_when_asked_for(root: Path) -> None:
 def test_means_and_paired_differences_by_hand(root: Path) -> None:
     runs = find_runs(root)
     means = tables.over_seeds(runs).set_index("method")
-    assert means["mean"].to_dict() == {"supervised": 52.0, "mean_teacher": 61.33}
-    assert means["s.d."]["supervised"] == 2.0 and means.seeds["mean_teacher"] == 3
+    assert means["mean"].to_dict() == {"supervised": 52.0, "mean teacher": 61.33}
+    assert means["s.d."]["supervised"] == 2.0 and means.seeds["mean teacher"] == 3
     gain = tables.gain_summary(runs, [("mean_teacher", "supervised")]).iloc[0]
     assert (gain["mean"], gain["smallest"], gain["seeds"]) == (9.33, 7.0, 3)
     assert gain["s.d."] == pytest.approx(np.std([10, 7, 11], ddof=1), abs=0.01)
+
+
+def test_tables_have_one_line_of_heads_and_no_row_numbers() -> None:
+    frame = pd.DataFrame({"a": [1, 2]}, index=pd.Index(["x", "y"], name="class"))
+    html = style.one_head(frame)
+    assert html.count("<tr") == 3 and "<th>class</th>" in html and "<th>x</th>" in html
+    assert style.one_head(frame.rename_axis(None)).count("<tr") == 3
+    numbered = style.one_head(pd.DataFrame({"a": ["p", "q"]}))
+    assert "<th>0</th>" not in numbered and "<td>q</td>" in numbered
+    two = frame.set_index("a", append=True).assign(b=0)
+    assert style.one_head(two) == two.to_html(), "two levels keep their line"
 
 
 def test_different_lists_are_not_compared(root: Path) -> None:

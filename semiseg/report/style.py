@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import matplotlib.pyplot as plt
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import seaborn as sns
@@ -78,8 +81,17 @@ def symbol(label: str) -> str:
     return _SYMBOLS[frozenset(label.split("+")[1:])]
 
 
+def one_head(frame: pd.DataFrame) -> str:
+    """HTML of a table: the name of its index beside those of its columns, not in a line of its own; no row numbers."""
+    if frame.index.nlevels == frame.columns.nlevels == 1 and frame.columns.name is None:
+        frame = frame.rename_axis(index=None, columns=str(frame.index.name or "") or None)
+    return frame.to_html(index=not isinstance(frame.index, pd.RangeIndex), max_rows=pd.options.display.max_rows)
+
+
 def use_style() -> None:
-    """Set the theme of matplotlib, seaborn and plotly."""
+    """Set the theme of matplotlib, seaborn and plotly, and in a notebook that of tables."""
+    if (ipython := sys.modules.get("IPython")) and (shell := ipython.get_ipython()):
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, one_head)
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, palette=_PALETTE)
     plt.rcParams.update({"figure.constrained_layout.use": True, "axes.titlesize": "medium", "savefig.dpi": 160})
     layout = go.Layout(

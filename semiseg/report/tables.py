@@ -90,7 +90,7 @@ def over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     frame = table(list(runs))
     grouped = frame.groupby(["data", "scale", "split", "method"], sort=False).miou
     out = grouped.agg(["mean", "std", "count"]).rename(columns={"std": "s.d.", "count": "seeds"})
-    return out.round(2).reset_index()
+    return out.round(2).rename(index=title, level="method").reset_index()
 
 
 def paired_gain(runs: Sequence[Run], method: str, baseline: str) -> pd.DataFrame:
