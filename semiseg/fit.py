@@ -15,7 +15,6 @@ import torch
 import torch.nn as nn
 from lightning_fabric import Fabric
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import evaluate as ev
@@ -23,14 +22,14 @@ from .build import build, loading
 from .checkpoint import Keep, checkpoints, export_weights, load_module, load_state, save_checkpoint
 from .data.boxes import Detections
 from .data.dataset import SegmentationData
-from .data.loader import training_batches
+from .data.loader import Batches, training_batches
 from .data.splits import Split
 from .options import Optimization
 from .recipes import Recipe
 from .runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_text
 from .selection import Selection
 from .statistics import EpochMean
-from .types import Batch, Host, Step
+from .types import Host, Step
 
 NETWORKS = ("student", "teacher")
 
@@ -88,7 +87,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         t = step / task.steps
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - t) ** o.power
-        result = losses_of(fabric.to_device(batch), t)
+        result = losses_of(batch, t)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(torch.stack(list(result.losses.values())).sum())
         if o.clip_norm is not None:
@@ -123,13 +122,13 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     fabric.barrier()
 
 
-def _batches(fabric: Fabric, task: Fit, start: int) -> DataLoader[Batch]:
+def _batches(fabric: Fabric, task: Fit, start: int) -> Batches:
     o = task.recipe.optimization
     return training_batches(
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
         world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
-        objects=task.objects, **loading(task.recipe),
+        objects=task.objects, send=fabric.to_device, **loading(task.recipe),
     )  # fmt: skip
 
 

@@ -267,7 +267,7 @@ def test_pixels_weighted_by_rank_statistics_read_the_teacher() -> None:
     assert host.teacher_reads and not plain.teacher_reads
     for _ in range(3):
         found = host.losses(given_batch(), 0.5)
-    assert found.losses["unlabeled"] > 0 and 0 < found.statistics["weight"][0] < found.statistics["weight"][1]
+    assert found.losses["unlabeled"] > 0 and 1 < found.statistics["weight"][0] / found.statistics["weight"][1] < 2
 
 
 def test_without_labels_from_disk_the_step_says_what_is_missing() -> None:
