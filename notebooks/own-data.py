@@ -21,7 +21,7 @@
 # ## How to lay out a folder
 #
 # ```text
-# mine/images/a.jpg        mine/masks/a.png     an image and its mask, of the same name
+# mine/images/a.jpg        mine/masks/a.png     an image and its mask, of the same name (or all as a_mask.png)
 # mine/images/b.jpg                             no mask: it is unlabeled
 # mine/unlabeled/c.jpg                          unlabeled too; this folder is optional
 # mine/val/images/d.jpg    mine/val/masks/d.png validation; without it a fifth of the pairs is taken for it

@@ -150,6 +150,21 @@ def test_endings_and_other_folders(tmp_path: Path) -> None:
     assert len(data.masked) == 2 and data.mask(data.val[0]).unique().tolist() == [0, 1]
 
 
+def test_an_ending_that_all_masks_have_is_found(tmp_path: Path) -> None:
+    for i in (1, 10, 100):
+        trees.save(tmp_path / f"images/{i}.png", trees.pixels(i))
+        trees.save(tmp_path / f"masks/{i}_L.png", trees.blocks([0, 1]))
+    trees.save(tmp_path / "images/2.png", trees.pixels(2))
+    data = Folder(tmp_path)
+    assert {*data.masked, *data.val} == {"1", "10", "100"}
+    trees.save(tmp_path / "masks/2.png", trees.blocks([0, 1]))
+    with pytest.raises(ValueError, match="1 image with a mask of the same name"):
+        Folder(tmp_path)  # now names agree as they are
+    (tmp_path / "masks/2.png").rename(tmp_path / "masks/2_R.png")
+    with pytest.raises(ValueError, match=r"0 images with a mask .*first mask 100_L"):
+        Folder(tmp_path)
+
+
 def _twice(root: Path) -> None:
     shutil.copy(root / "images/bare.png", root / "images/bare.jpg")
 

@@ -37,7 +37,8 @@ class Folder(ImageFiles):
         classes: a file (see `classes.read_classes`), or names in the order of the ids; None: classes.toml or
             classes.json in root, and without these the values in the masks.
         images, masks, unlabeled, val: names of the folders.
-        mask_ending: end of the masks' names, as in 1_mask.png.
+        mask_ending: end of the masks' names, as in 1_mask.png; None: the one that all have where none has the name of
+            an image, else none.
         train_list: name of a list in root that training images are restricted to; unlabeled/ is added to it.
         val_share, val_seed: which images are held out where nothing says so.
         mirror: whether a left-right mirrored image is a valid one (writing: no).
@@ -54,7 +55,7 @@ class Folder(ImageFiles):
         masks: str = "masks",
         unlabeled: str = "unlabeled",
         val: str = "val",
-        mask_ending: str = "",
+        mask_ending: str | None = None,
         train_list: str | None = None,
         val_share: float = 0.2,
         val_seed: int = 0,
@@ -63,7 +64,7 @@ class Folder(ImageFiles):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"root {root} does not exist; expected a folder with {images} and {masks}")
-        pairs = found(root / images), found(root / masks, mask_ending)
+        pairs = _pairs(root, images, masks, mask_ending)
         more = _prefixed(unlabeled, found(root / unlabeled)) if (root / unlabeled).is_dir() else {}
         held, held_masks = _held(root, val, images, masks, mask_ending)
         _disjoint(root, pairs[0], more, held)
@@ -97,14 +98,30 @@ def _prefixed(prefix: str, files: Mapping[str, Path]) -> dict[str, Path]:
     return {f"{prefix}/{key}": path for key, path in files.items()}
 
 
-def _held(root: Path, val: str, images: str, masks: str, ending: str) -> tuple[dict[str, Path], dict[str, Path]]:
+def _pairs(root: Path, images: str, masks: str, ending: str | None) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks below root, by names that agree."""
+    pictures, labels = found(root / images), found(root / masks, ending or "")
+    if ending is None and (common := _common_ending(pictures, labels)):
+        labels = {key.removesuffix(common): path for key, path in labels.items()}
+    return pictures, labels
+
+
+def _common_ending(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
+    """What the name of every mask has beyond that of an image; nothing where one has the name of an image."""
+    if not masks or masks.keys() & images.keys():
+        return ""
+    mask = next(iter(masks))
+    ending = mask.removeprefix(max((key for key in images if mask.startswith(key)), key=len, default=mask))
+    fits = all(key.endswith(ending) and key.removesuffix(ending) in images for key in masks)
+    return ending if fits else ""
+
+
+def _held(root: Path, val: str, images: str, masks: str, ending: str | None) -> tuple[dict[str, Path], dict[str, Path]]:
     """Images and masks of the folder of validation images, if there is one."""
     if not (root / val).is_dir():
         return {}, {}
-    return (
-        _prefixed(val, found(root / val / images)),
-        _prefixed(val, found(root / val / masks, ending)),
-    )
+    pictures, labels = _pairs(root / val, images, masks, ending)
+    return _prefixed(val, pictures), _prefixed(val, labels)
 
 
 def _disjoint(root: Path, *parts: Mapping[str, Path]) -> None:
