@@ -123,9 +123,11 @@ fig = figures.step(scene("mean_teacher"), digits, two, by_cross_entropy)
 # student's class probabilities shall equal the teacher's, in the mean square over pixels and classes,
 #
 # $$
-# \mathcal{L} = \mathcal{L}_{sup} + w(t)\, \frac{1}{|\mathcal{V}|\, K} \sum_{(i,j) \in \mathcal{V}}
-# \big\| p^s_{ij} - p^w_{ij} \big\|_2^2 ,
-# \qquad w(t) = 100\, e^{-5\,(1 - t / t_0)^2} \ \text{ for } t < t_0,\ \text{else } 100 .
+# \begin{aligned}
+# \mathcal{L} &= \mathcal{L}_{sup} + w(t)\, \frac{1}{|\mathcal{V}|\, K} \sum_{(i,j) \in \mathcal{V}}
+# \big\| p^s_{ij} - p^w_{ij} \big\|_2^2 , \\
+# w(t) &= 100\, e^{-5\,(1 - t / t_0)^2} \ \text{ for } t < t_0,\ \text{else } 100 .
+# \end{aligned}
 # $$ (eq-host-mse)
 #
 # The weight rises over the first tenth of training ($t_0 = 0.1$), since a random teacher has nothing to say. A weight of 100 on a
@@ -157,9 +159,11 @@ fig = figures.step(scene("mean_teacher_mse"), digits, two, by_squares)
 # $$
 #
 # $$
-# \mathcal{L} = \mathcal{L}_{sup} + c\, \frac{1}{|\mathcal{B}^u| HW} \sum_{i,j}
-# \big\| f(\tilde{x}_i)_j - \tilde{p}_{ij} \big\|_2^2 ,
-# \qquad c = \frac{1}{|\mathcal{B}^u| HW} \sum_{i,j} \mathbf{1}\big[\max_k \tilde{p}_{ijk} \ge \tau\big] .
+# \begin{aligned}
+# \mathcal{L} &= \mathcal{L}_{sup} + c\, \frac{1}{|\mathcal{B}^u| HW} \sum_{i,j}
+# \big\| f(\tilde{x}_i)_j - \tilde{p}_{ij} \big\|_2^2 , \\
+# c &= \frac{1}{|\mathcal{B}^u| HW} \sum_{i,j} \mathbf{1}\big[\max_k \tilde{p}_{ijk} \ge \tau\big] .
+# \end{aligned}
 # $$ (eq-host-cutmix)
 #
 # The teacher sees whole images, the student must say what it saw from the pieces. The factor $c$ is one number for the batch: it
@@ -184,8 +188,11 @@ fig = figures.step(scene("cutmix_seg"), digits, two, by_squares)
 # the unlabeled images for the other: hard labels, no threshold, every pixel,
 #
 # $$
-# \mathcal{L} = \sum_{n=1}^{2} \mathcal{L}_{sup}(f_n) + w\, \big[ \ell_{ce}\big(f_1(\tilde{x}),\, \tilde{y}_2\big)
-# + \ell_{ce}\big(f_2(\tilde{x}),\, \tilde{y}_1\big) \big] , \qquad y_n = \operatorname{argmax}_k f_n(x^u)_k .
+# \begin{aligned}
+# \mathcal{L} &= \sum_{n=1}^{2} \mathcal{L}_{sup}(f_n) + w\, \big[ \ell_{ce}\big(f_1(\tilde{x}),\, \tilde{y}_2\big)
+# + \ell_{ce}\big(f_2(\tilde{x}),\, \tilde{y}_1\big) \big] , \\
+# y_n &= \operatorname{argmax}_k f_n(x^u)_k .
+# \end{aligned}
 # $$ (eq-host-cps)
 #
 # As long as the two disagree they correct each other; a mistake both make stays. Images and labels are mixed by three boxes that
@@ -277,8 +284,8 @@ fig = ideas.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl.u2pl.low
 # pairs each with the query that fits best, $\sigma$, and
 #
 # $$
-# \mathcal{L} = \sum_{q} 2\, \ell_{ce}\big(\rho_q, c_{\sigma(q)}\big) + \mathbf{1}[c_{\sigma(q)} \ne \varnothing]
-# \Big( 5\, \ell_{bce}\big(m_q, M_{\sigma(q)}\big) + 5\, \ell_{dice}\big(m_q, M_{\sigma(q)}\big) \Big) .
+# \mathcal{L} = \sum_{q} 2\, \ell_{ce}\big(\rho_q, c_{\sigma(q)}\big) + \mathbf{1}[c_{\sigma(q)} \ne \varnothing]\,
+# 5 \Big( \ell_{bce}\big(m_q, M_{\sigma(q)}\big) + \ell_{dice}\big(m_q, M_{\sigma(q)}\big) \Big) .
 # $$ (eq-host-mask2former)
 #
 # A pixel's score for class $k$ is $\sum_q \rho_{qk}\, m_q$; divided by their sum, scores are the probabilities that entropy is read from.

@@ -127,9 +127,10 @@ pd.DataFrame(
 # **Patch CutMix** takes these patches from a labeled image $P^l = (x^l, y^l)$, in the same place, image and label alike,
 #
 # $$
-# f(z^u, z^l, M) = z^l \times M + z^u \times (1 - M) ,
-# \qquad
-# P^t(k) = \big( f(x^u, x^l, M_k),\; f(\hat y^u, y^l, M_k) \big) ,
+# \begin{aligned}
+# f(z^u, z^l, M) &= z^l \times M + z^u \times (1 - M) , \\
+# P^t(k) &= \big( f(x^u, x^l, M_k),\; f(\hat y^u, y^l, M_k) \big) ,
+# \end{aligned}
 # $$ (eq-upc-cutmix)
 #
 # and the **redundant augmentation strategy** (RAS) does so with $k_1, k_2, k_3 = 2, 3, 5$ and three labeled images,
@@ -236,7 +237,7 @@ else:
         f"{stats.image.nunique()} images, {len(stats)} patches, {100 * stats.noise_area.sum() / stats.n_valid.sum():.1f} % of pixels wrong"
     )
     display(patches.correlations(stats).round(2))
-    display(stats.drop(columns=["image", "n"]).head(3).round(2))
+    display(stats.drop(columns=["image", "n"]).head(3).round(2).T)
 
 # %% [markdown]
 # If the first $k$ patches go, how much of the noise goes (recall), and how much of what goes is noise (precision)? The oracle
