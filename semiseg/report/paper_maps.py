@@ -165,7 +165,7 @@ ELSEWHERE = {
     ("dgcl", "4"): "These scores are of features, not of predictions; the chapter of DGCL computes them from its runs.",
     ("upc", "4"): (
         "Records are of one data set each. Its middle value: semiseg train --method stpp --upc --data voc --root VOC "
-        "--split full --scale paper --unlabeled COCO/train2017. Image-level labels of unlabeled images are not used here."
+        "--split full --scale paper --unlabeled COCO/train2017. Image-level labels are not used here."
     ),
     ("wpl", "S1"): "Accuracy of boxes and pseudo-labels is measured in the chapter of WPL, on the data of its run.",
     ("wpl", "S5"): "SemiVL and its vision transformer are not among the training schemes here.",
