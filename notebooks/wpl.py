@@ -87,7 +87,7 @@ from semiseg.notebook import (
 from semiseg.options import WPL
 from semiseg.recipes import SCALES, Recipe, recipe, with_alpha
 from semiseg.report import detector as second_opinion
-from semiseg.report import paper_tables, pictures, tables
+from semiseg.report import compare, paper_tables, pictures, tables
 from semiseg.report import wpl as figures
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
@@ -320,7 +320,7 @@ committed = [
     and r.label.split("+")[0] in hosts
     and "upc" not in r.label
 ]
-tables.over_seeds(committed)
+compare.summary(compare.scores(committed), "digits-tiny")
 
 # %% tags=["hide-input"]
 gains = tables.gain_summary(committed, [(f"{name}+wpl", name) for name in hosts])
