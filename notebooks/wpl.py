@@ -86,8 +86,8 @@ from semiseg.notebook import (
 )
 from semiseg.options import WPL
 from semiseg.recipes import SCALES, Recipe, recipe, with_alpha
-from semiseg.report import detector as second_opinion
 from semiseg.report import compare, paper_tables, pictures, tables
+from semiseg.report import detector as second_opinion
 from semiseg.report import wpl as figures
 from semiseg.report.style import use_style
 from semiseg.runs import find_runs
