@@ -348,7 +348,8 @@ for row in gains.to_dict("records"):
 # network and the detector. One seed: it shows that the pipeline runs on photographs, and decides nothing.
 
 # %% tags=["hide-input"]
-real = [r for r in find_runs(repo_root() / "runs" / "voc-tiny") if r.label.removesuffix("+wpl") in hosts]
+of_voc = compare.comparable(find_runs(repo_root() / "runs" / "voc-tiny"))
+real = [r for r in of_voc if r.label.removesuffix("+wpl") in hosts]
 tables.with_counts(real)
 
 # %% [markdown]

@@ -55,6 +55,15 @@ def test_every_unchanged_record_is_one_mark(runs: list[Run]) -> None:
     assert means["supervised"] == (51.0, (1.41,)) and means["ESL"] == (50.0, None)
 
 
+def test_files_of_pretrained_weights_change_no_recipe(tmp_path: Path) -> None:
+    made = replace(recipe("unimatch", "voc"), wpl=WPL())
+    network, detector = (replace(x, weights="file.pth") for x in (made.network, made.detector))
+    same = run(tmp_path, replace(made, network=network, detector=detector), 0.5)
+    assert compare.comparable([same]) == [same]
+    other = run(tmp_path, replace(made, detector=replace(detector, epochs=1)), 0.5, suffix="-short")
+    assert compare.comparable([other]) == []
+
+
 def test_the_summary_has_a_row_per_method_and_a_column_per_split(runs: list[Run], tmp_path: Path) -> None:
     more = [run(tmp_path, recipe("esl", split="1_16"), 0.4), run(tmp_path, recipe("esl", split="full"), 0.8)]
     found = compare.summary(compare.scores([*compare.comparable(runs), *more]), "digits-tiny")

@@ -22,6 +22,7 @@ from .style import color, host_of, symbol, title
 
 Rows = Sequence[tuple[str, str, "pd.Series[float]", Sequence[str]]]  # label, name, values, text of each point
 DATA_TITLES = {"digits-tiny": "embedded digits", "voc-tiny": "VOC animals, small", "voc-paper": "PASCAL VOC"}
+_WEIGHTS = ("network.weights:", "detector.weights:")
 COLUMNS = ["setting", "split", "label", "method", "seed", "mIoU", "run"]
 
 
@@ -36,7 +37,7 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
     def unchanged(run: Run) -> bool:
         made = run.record["recipe"]
         changed = differences(usual(made).as_dict(), made)
-        return made["scale"] != "smoke" and all(c.startswith("network.weights:") for c in changed)
+        return made["scale"] != "smoke" and all(c.startswith(_WEIGHTS) for c in changed)
 
     return [run for run in runs if unchanged(run)]
 
