@@ -251,12 +251,15 @@ fig = None if stats.empty else figures.noise_found(shares, stats)
 # %% [markdown]
 # ### What goes with it
 #
-# Replacing is not free: right labels go too. `foreground` is the share of all foreground pixels, by the true masks, that lie in
-# the first $k$ patches, `lost_per_found` the number of rightly labeled foreground pixels that go with every wrong pixel.
+# Replacing is not free: right labels go too. *foreground* is the share of all foreground pixels, by the true masks, that lie in
+# the first $k$ patches, *lost per found* the number of rightly labeled foreground pixels that go with every wrong pixel.
 
 # %% tags=["hide-input"]
 marks = sorted({min(each, n**2) for each in (2, 3, 5)})
-costs = None if stats.empty else shares[shares.k.isin(marks)].set_index(["selector", "k"]).round(1)
+costs = None
+if not stats.empty:
+    costs = shares[shares.k.isin(marks)].set_index(["selector", "k"]).round(1)
+    costs = costs.rename(columns={"foreground_share": "share of foreground", "lost_per_found": "lost per found"})
 costs
 
 # %% tags=["hide-input"]

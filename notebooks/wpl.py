@@ -327,18 +327,18 @@ gains = tables.gain_summary(committed, [(f"{name}+wpl", name) for name in hosts]
 gains
 
 # %% tags=["hide-input"]
+verdicts = []
 for row in gains.to_dict("records"):
     verdict = "above" if row["mean"] > 0 else "below"
     spread = "one seed decides nothing"
     if row["seeds"] > 1:
         clear = "more" if abs(row["mean"]) > row["s.d."] else "less"
         spread = f"{clear} than the standard deviation of the paired difference ({row['s.d.']:.1f})"
-    display(
-        Markdown(
-            f"At split {row['split']}, {row['difference'].split(' minus ')[0]} ends {abs(row['mean']):.1f} points "
-            f"**{verdict}** its host (seeds: {row['seeds']}); {spread}."
-        )
+    verdicts.append(
+        f"- At split {row['split']}, {row['difference'].split(' minus ')[0]} ends {abs(row['mean']):.1f} points "
+        f"**{verdict}** its host (seeds: {row['seeds']}); {spread}."
     )
+Markdown("\n".join(verdicts))
 
 # %% [markdown]
 # ### On real images

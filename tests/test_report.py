@@ -73,6 +73,7 @@ def test_tables_have_one_line_of_heads_and_no_row_numbers() -> None:
     assert html.count("<tr") == 3 and "<th>class</th>" in html and "<th>x</th>" in html
     assert style.one_head(frame.rename_axis(None)).count("<tr") == 3
     assert "<td>1.0&nbsp;±&nbsp;0.2&nbsp;(3)</td>" in style.one_head(frame.assign(a="1.0 ± 0.2 (3)"))
+    assert "NaN" not in style.one_head(frame.assign(a=float("nan")))
     numbered = style.one_head(pd.DataFrame({"a": ["p", "q"]}))
     assert "<th>0</th>" not in numbered and "<td>q</td>" in numbered
     two = frame.set_index("a", append=True).assign(b=0)

@@ -87,7 +87,8 @@ def one_head(frame: pd.DataFrame) -> str:
     line break inside 1.0 ± 0.2 (3)."""
     if frame.index.nlevels == frame.columns.nlevels == 1 and frame.columns.name is None:
         frame = frame.rename_axis(index=None, columns=str(frame.index.name or "") or None)
-    html = frame.to_html(index=not isinstance(frame.index, pd.RangeIndex), max_rows=pd.options.display.max_rows)
+    numbered = isinstance(frame.index, pd.RangeIndex)
+    html = frame.to_html(index=not numbered, max_rows=pd.options.display.max_rows, na_rep="")
     return re.sub(r"(?<=\d) (?=±|\(\d+\))|(?<=±) ", "&nbsp;", html)
 
 
