@@ -62,8 +62,8 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.recipes import SCALES, Recipe, official, paper, recipe
+from semiseg.report import compare, paper_tables, pictures, tables
 from semiseg.report import ddfp as figures
-from semiseg.report import paper_tables, pictures, tables
 from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
 
@@ -291,7 +291,7 @@ figures.perturbations_table(find_runs(repo_root() / "runs" / "digits-tiny"))
 # seed: this shows that the pipeline works on real images, and decides nothing between methods.
 
 # %% tags=["hide-input"]
-real = find_runs(repo_root() / "runs" / "voc-tiny")
+real = compare.comparable(find_runs(repo_root() / "runs" / "voc-tiny"))
 tables.with_counts(real)
 
 # %% [markdown]

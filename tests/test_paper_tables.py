@@ -169,7 +169,7 @@ def test_runs_of_another_scale_never_stand_beside_published_numbers(tmp_path: Pa
     published, miniature = tables_of(table_html(load("ddfp", 1), Records(small)))
     assert "±" not in str(published) and published[-1][-1] == "—"
     assert miniature[0] == ["", "1_8", ""] and miniature[1] == ["", "mIoU", "difference", "compared with"]
-    assert miniature[-1] == ["DDFP", "63.2 ± 2.1", "+13.0 ± 2.0", "supervised"]
+    assert miniature[-1] == ["DDFP", "63.2\u00a0±\u00a02.1", "+13.0\u00a0±\u00a02.0", "supervised"]
 
 
 def test_runs_at_paper_scale_stand_in_columns_of_their_own(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_runs_at_paper_scale_stand_in_columns_of_their_own(tmp_path: Path) -> No
     assert published[0] == ["", "published", "ours, paper scale", "difference"]
     assert published[1] == ["", *["1/4", "1/2"] * 3]
     by_row = {row[0]: row[1:] for row in published[2:]}
-    assert by_row["DDFP, ε = 4"] == ["79.51", "81.21", "79.50 ± 0.71", "—", "−0.01", ""]
+    assert by_row["DDFP, ε = 4"] == ["79.51", "81.21", "79.50\u00a0±\u00a00.71", "—", "−0.01", ""]
     assert by_row["DDFP, ε = 1"] == ["78.76", "81.03", "—", "—", "", ""]
 
 

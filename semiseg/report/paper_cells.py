@@ -35,9 +35,9 @@ class Score:
         return sum(self.values) / len(self.values)
 
     def text(self, digits: int = 1, sign: bool = False) -> str:
-        """'63.2 ± 1.1', without the second number where there is one value."""
+        """'63.2 ± 1.1', which no line break parts; without the second number where there is one value."""
         mean = f"{self.mean:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-        return mean if len(self.values) < 2 else f"{mean} ± {pd.Series(self.values).std():.{digits}f}"
+        return mean if len(self.values) < 2 else f"{mean}\u00a0±\u00a0{pd.Series(self.values).std():.{digits}f}"
 
     def html(self, digits: int = 1, sign: bool = False) -> str:
         """The text, and a link to the record of each seed."""
