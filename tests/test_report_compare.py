@@ -174,6 +174,7 @@ def test_logs_are_checked(tmp_path: Path) -> None:
 
 def test_times_are_those_of_the_records(runs: list[Run]) -> None:
     lines = reproduce.times(runs).splitlines()
-    assert "| embedded digits | supervised | 2 | 100 | 2.0 | 2.0 | CPU, 2 cores, 1 thread |" in lines
-    assert "| embedded digits | ST++ | 1 | 300 | 2.0 | 2.0 | CPU, 2 cores, 1 thread |" in lines
+    assert lines[0] == "**embedded digits**, CPU, 2 cores, 1 thread:"
+    assert "| supervised | 2 | 100 | 2.0 | 2.0 |" in lines and "| ST++ | 1 | 300 | 2.0 | 2.0 |" in lines
+    assert sum(line.startswith("**") for line in lines) == 1
     assert reproduce.totals(runs).startswith("11 runs are committed, 0.4 hours of training in all, seeds 0, 1,")

@@ -31,24 +31,29 @@ def _range(values: Sequence[float], digits: int = 1) -> str:
 
 
 def times(runs: Sequence[Run] | None = None) -> str:
-    """Minutes, steps and memory of the runs of unchanged recipes, per data, scale, method and hardware."""
+    """Minutes, steps and memory of the runs of unchanged recipes: a table per data, scale and hardware."""
     chosen = comparable(_runs() if runs is None else runs)
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in chosen:
         made = run.record["recipe"]
-        groups.setdefault((f"{made['data']}-{made['scale']}", run.label, _hardware(run.record)), []).append(run)
-    order = {label: i for i, label in enumerate(ordered(label for _, label, _ in groups))}
-    rows = []
-    for (setting, label, hardware), group in sorted(groups.items(), key=lambda g: (g[0][0], order[g[0][1]], g[0][2])):
-        memory = [r.record["peak_memory_mib"]["gpu"] or r.record["peak_memory_mib"]["resident"] for r in group]
-        steps = [float(total_steps(r)) for r in group]
-        minutes = [r.record["duration_s"] / 60 for r in group]
-        rows.append(
-            [DATA_TITLES.get(setting, setting), title(label), len(group), _range(steps, 0), _range(minutes),
-             _range([m / 1024 for m in memory]), hardware]
-        )  # fmt: skip
-    columns = ["data", "method", "runs", "steps", "minutes", "memory, GiB", "hardware"]
-    return markdown(pd.DataFrame(rows, columns=columns))
+        place = f"{made['data']}-{made['scale']}", _hardware(run.record)
+        groups.setdefault(place, {}).setdefault(run.label, []).append(run)
+    parts = []
+    for (setting, hardware), of_label in sorted(groups.items()):
+        table = pd.DataFrame([_cost(label, of_label[label]) for label in ordered(of_label)])
+        parts.append(f"**{DATA_TITLES.get(setting, setting)}**, {hardware}:\n\n{markdown(table)}")
+    return "\n\n".join(parts)
+
+
+def _cost(label: str, group: Sequence[Run]) -> dict[str, str | int]:
+    memory = [r.record["peak_memory_mib"]["gpu"] or r.record["peak_memory_mib"]["resident"] for r in group]
+    return {
+        "method": title(label),
+        "runs": len(group),
+        "steps": _range([float(total_steps(r)) for r in group], 0),
+        "minutes": _range([r.record["duration_s"] / 60 for r in group]),
+        "memory, GiB": _range([m / 1024 for m in memory]),
+    }
 
 
 def totals(runs: Sequence[Run] | None = None) -> str:
