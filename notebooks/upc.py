@@ -263,8 +263,8 @@ if not stats.empty:
 costs
 
 # %% tags=["hide-input"]
-left = None if stats.empty else patches.objects_left(stats, marks).round(1).rename(columns={"less_than_half": "less than half"})
-left
+left = None if stats.empty else patches.objects_left(stats, marks).round(1)
+None if left is None else left.rename(columns={"less_than_half": "less than half"})
 
 # %% tags=["hide-input"]
 if not stats.empty:
@@ -280,7 +280,7 @@ if not stats.empty:
             f"**Doubt {finds}**: {most} of {n**2} patches, {doubt.area:.0f} % of the pixels, hold {doubt.recall:.0f} % of the "
             f"wrong ones (oracle {oracle.recall:.0f} %, random {chance.recall:.0f} %). "
             f"**They also hold {doubt.foreground:.0f} % of all foreground pixels**; "
-            f"{left["less than half"][most]:.1f} % of the images keep less than half of their foreground. "
+            f"{left.less_than_half[most]:.1f} % of the images keep less than half of their foreground. "
             f"For every wrong pixel {doubt.lost_per_found:.1f} right foreground pixels go; with random patches it would be "
             f"{chance.lost_per_found:.1f}, with the oracle's {oracle.lost_per_found:.1f}: {marked}."
         )
