@@ -81,7 +81,7 @@ def cost_figure(frame: pd.DataFrame) -> go.Figure:
             )
         )  # fmt: skip
     figure.update_layout(
-        height=560, xaxis={"title": {"text": "time of a step, × supervised"}},
+        height=340 + 13 * len(shown), xaxis={"title": {"text": "time of a step, × supervised"}},
         yaxis={"title": {"text": "gain over supervised, points"}, "zeroline": True, "zerolinecolor": "gray"},
         legend={"orientation": "h", "y": -0.18, "font": {"size": 11}},
     )  # fmt: skip
