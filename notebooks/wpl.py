@@ -148,6 +148,9 @@ pd.DataFrame(
 # \mathbf{1}\big[\max p_i \ge \tau\big]\, \mathcal{W}_i\, \ell_{ce}\big(\hat y_i, p^s_i\big) .
 # $$ (eq-wpl-loss)
 #
+# The released code, from which the paper's results come, has $1 + s_i / k$: a pixel that shares nothing keeps half of the
+# largest weight. So do the runs of this chapter; {ref}`sec-wpl-ablations` has both.
+#
 # As it runs in `semiseg/methods/wpl.py`; the sets are never sorted, since a channel is in $\mathrm{top}_k(z_i)$ exactly when
 # it reaches the $k$-th largest value:
 #

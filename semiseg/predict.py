@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .data.files import to_rgb, upright
+from .data.files import read_rgb
 from .model import Model
 from .runs import WEIGHTS
 
@@ -110,21 +110,13 @@ def _expand(given: Path, out: Path | str | None) -> list[tuple[Path, Path]]:
     return [(base, path) for path in paths]
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path | str) -> Tensor:
     """(3, H, W) uint8, turned as its EXIF orientation says, as in training.
 
     Gray, palette and CMYK images become RGB, transparency is dropped, 16 bits become the upper 8; of several frames
-    the first counts.  Raises ValueError naming the file where it cannot be read.
+    the first counts.  Raises ValueError naming the file where it cannot be read, FileNotFoundError where there is none.
     """
-    try:
-        with Image.open(path) as file:
-            upright(file)
-            if file.mode == "F":
-                raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
-            pixels = to_rgb(file)
-    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(read_rgb(Path(path))).permute(2, 0, 1)
 
 
 def predict_files(
@@ -195,7 +187,7 @@ def _groups(
             continue
         try:
             image = read_image(path)
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             outcome.failed[name] = str(error)
             update()
             continue

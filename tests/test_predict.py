@@ -168,7 +168,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     assert torch.equal(
         _saved(tmp_path / "few.png", few), torch.from_numpy(np.array(few.convert("RGB"))).permute(2, 0, 1)
     )
-    with pytest.raises(ValueError, match=r"float\.tif cannot be read as an image: it holds floating-point"):
+    with pytest.raises(ValueError, match=r"float\.tif holds floating-point numbers"):
         _saved(tmp_path / "float.tif", Image.fromarray(rgb[..., 0].astype(np.float32)))
 
 
@@ -193,7 +193,8 @@ def test_the_predict_command_goes_on_after_an_unreadable_image(run: Run, photos:
     result = command("predict", run.folder, photos, "--out", out, "--no-progress", "--device", "cpu", "--entropy")
     assert result.exit_code == 1
     assert "4 of 6 images predicted" in result.output and "2 could not be read" in result.output
-    assert "broken.jpg cannot be read as an image" in result.output and "text.png cannot be read" in result.output
+    for name in ("broken.jpg", "text.png"):
+        assert f"{name} is corrupt, truncated or not an image file" in result.output
     assert sorted(p.name for p in out.iterdir()) == ["entropy", "masks", "model.txt", "overlays"]
     (photos / "broken.jpg").unlink(), (photos / "text.png").unlink()
     result = command("predict", run.folder, photos, "--out", out, "--no-progress", "--device", "cpu", "--entropy")

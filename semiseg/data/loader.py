@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from semiseg.data.boxes import Detections, planes
 from semiseg.data.dataset import LabeledFromDisk, SegmentationData
 from semiseg.data.splits import Split
-from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, Place, StrongView, WeakCrop, WeakView
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, Place, StrongView, WeakCrop, WeakView, hw
 from semiseg.types import Batch
 
 
@@ -69,7 +69,7 @@ class TrainingStream(Dataset[Batch]):
         return self.finish(self.packed(step))
 
     def packed(self, step: int) -> Batch:
-        """The batch as it travels: images and labels in bytes, a quarter of the memory and less of labels."""
+        """The batch as it travels: images and labels in bytes, a quarter of the memory of floats."""
         labeled = [self._labeled(place) for place in self._places(step)]
         x, y = default_collate([crop.image for crop in labeled]), default_collate([crop.label for crop in labeled])
         if not self.unlabeled:
@@ -138,7 +138,7 @@ class TrainingStream(Dataset[Batch]):
     def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
         image, mask = self.data.image(key), self.data.mask(key)
         if mask is not None and mask.shape != image.shape[-2:]:
-            raise ValueError(f"{self.data.name}: image {key} is {_hw(image)} but its mask {_hw(mask)} (height x width)")
+            raise ValueError(f"{self.data.name}: image {key} is {hw(image)} but its mask {hw(mask)} (height x width)")
         return image, mask
 
 
@@ -207,55 +207,6 @@ def training_batches(
     return Batches(stream, range(start, steps), workers, send)
 
 
-def evaluation_batches(
-    data: SegmentationData,
-    ids: Sequence[str],
-    *,
-    batch: int = 1,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
-    workers: int = 0,
-) -> Iterator[tuple[tuple[str, ...], Tensor, Tensor]]:
-    """Whole images in the given order: ids, images (B, 3, H, W) float32 normalized, masks (B, H, W) long.
-
-    Up to `batch` neighbors of equal size share a batch; with batch = 1 every image stands alone.
-    Raises ValueError for an image without mask or with a mask of another size.
-    """
-    normalize = Normalize(mean, std)
-    images = DataLoader(_WholeImages(data, ids), batch_size=None, num_workers=workers, generator=torch.Generator())
-    for keys, rows, masks in _runs_of_equal_size(images, batch):
-        yield keys, normalize(torch.stack(rows)), torch.stack(masks).long()
-
-
-class _WholeImages(Dataset[tuple[str, Tensor, Tensor]]):
-    def __init__(self, data: SegmentationData, ids: Sequence[str]) -> None:
-        self.data, self.ids = data, ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
-        key = self.ids[index]
-        image, mask = self.data.image(key), self.data.mask(key)
-        if mask is None or mask.shape != image.shape[-2:]:
-            fault = "has no mask" if mask is None else f"is {_hw(image)} but its mask {_hw(mask)} (height x width)"
-            raise ValueError(f"{self.data.name}: image {key}, to be evaluated, {fault}")
-        return key, image, mask
-
-
-def _runs_of_equal_size(
-    images: DataLoader[tuple[str, Tensor, Tensor]], batch: int
-) -> Iterator[tuple[tuple[str, ...], list[Tensor], list[Tensor]]]:
-    run: list[tuple[str, Tensor, Tensor]] = []
-    for item in images:
-        if run and (len(run) == batch or item[1].shape != run[0][1].shape):
-            yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
-            run = []
-        run.append(item)
-    if run:
-        yield tuple(r[0] for r in run), [r[1] for r in run], [r[2] for r in run]
-
-
 def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
     lap, index = divmod(place, len(ids))
     return ids[_permutation(len(ids), seed, tag, lap)[index]]
@@ -277,7 +228,3 @@ def _seeded(seed: int, tag: str, place: int) -> Iterator[None]:
 
 def _number(seed: int, tag: str, place: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{tag}:{place}".encode()).digest()[:4], "big")
-
-
-def _hw(image: Tensor) -> str:
-    return f"{image.shape[-2]} x {image.shape[-1]}"

@@ -208,6 +208,11 @@ class Normalize:
         return out
 
 
+def hw(image: Tensor) -> str:
+    """Height and width of (..., H, W), for messages."""
+    return f"{image.shape[-2]} x {image.shape[-1]}"
+
+
 @lru_cache(maxsize=256)
 def _sources(length: int, resized: int) -> NDArray[np.int64]:
     """From which of `length` pixels each of the `resized` ones is copied: torch's own "nearest-exact"."""

@@ -5,6 +5,8 @@ pixel i of class c is the share of the k strongest channels of the class prototy
 
     W_i = s / k,   s = | top_k(z_i) and top_k(prototype_c) |
 
+and 1 + s / k in the released code and by default here, so that no pixel is lost.
+
 A prototype is the mean of labeled features and of unlabeled ones that a detector confirms (Sec. 3.3, 3.4).
 
     seam: weigh   hosts: every one that weighs   state: two banks   chapter: notebooks/wpl
