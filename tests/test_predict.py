@@ -178,10 +178,10 @@ def test_images_are_turned_as_their_camera_says(tmp_path: Path, model: Model) ->
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = _saved(tmp_path / "turned.png", Image.fromarray(rgb), exif=exif)
     assert torch.equal(turned, torch.from_numpy(np.rot90(rgb, -1).copy()).permute(2, 0, 1))
-    for file in ("turned.jpg", "turned.png", "turned.tif", "turned.webp"):  # and data sets do the same
+    for file in ("turned.jpg", "turned.png", "turned.tif", "turned.webp"):
         _saved(tmp_path / file, Image.fromarray(rgb), exif=exif)
-        assert np.array_equal(read_rgb(tmp_path / file), read_image(tmp_path / file).permute(1, 2, 0).numpy())
         assert size_of(tmp_path / file) == read_rgb(tmp_path / file).shape[:2] == (40, 24)
+    assert np.array_equal(read_rgb(tmp_path / "turned.tif"), np.rot90(rgb, -1))
     predict_files(model, find_images([tmp_path / "turned.png"]), tmp_path / "out")
     assert Image.open(tmp_path / "out" / "masks" / "turned.png").size == (24, 40)
 
