@@ -151,7 +151,7 @@ fig = figures.toy_picture(points, moon, MixtureFlow(2, 2, blocks=4, hidden=32), 
 
 # %% tags=["nbval-ignore-output", "remove-output"]
 suffix = "-".join(name for name, usual in ((variant, "default"), (step, "density")) if name != usual)
-run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))

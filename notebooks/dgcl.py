@@ -137,10 +137,10 @@ pd.DataFrame(
 
 # %% tags=["nbval-ignore-output", "remove-output"]
 suffix = "" if variant == "default" else variant
-run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
 without = replace(settings, dgcl=replace(settings.dgcl, weight=0.0))
 suffix = "-".join(["selftraining", suffix]) if suffix else "selftraining"
-alone = train_or_reuse(without, images, partition, suffix=suffix, workers=workers)
+alone = train_or_reuse(without, images, partition, workers=workers)
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))

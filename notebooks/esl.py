@@ -147,9 +147,9 @@ varied = [
 ]
 alone = replace(settings, esl=replace(settings.esl, parts=0))
 hard = replace(settings, esl=replace(settings.esl, parts=0, label="hard"))
-run = train_or_reuse(settings, images, partition, suffix="-".join(varied), workers=workers)
-run_alone = train_or_reuse(alone, images, partition, suffix="-".join(["no-contrast", *varied]), workers=workers)
-run_hard = train_or_reuse(hard, images, partition, suffix="-".join(["hard-no-contrast", *varied]), workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
+run_alone = train_or_reuse(alone, images, partition, workers=workers)
+run_hard = train_or_reuse(hard, images, partition, workers=workers)
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))

@@ -89,7 +89,7 @@ pd.DataFrame(
 )
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-run = train_or_reuse(settings, images, partition, suffix=suffix_of(parse_changes(changes)), workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
 
 # %% [markdown]
 # ## What came out

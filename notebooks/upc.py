@@ -168,7 +168,7 @@ changed = {
 usual = {"n": "4", "k": "2_3_5", "rows": "sample", "select": "uncertainty", "divide": "sum", "replace": "patches"}
 named = {"n": "n", "k": "k", "rows": "rows_"}
 suffix = "-".join(named.get(name, "") + value for name, value in changed.items() if value != usual[name])
-run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
 
 # %% tags=["hide-input"]
 recorded = find_runs(repo_root() / "runs", local=True)

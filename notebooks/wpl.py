@@ -183,7 +183,7 @@ parts = [  # name in the folder of the run, value, what it is without an argumen
     ("", things.replace(",", "-").replace(" ", ""), ""),
 ]
 suffix = "-".join(f"{name}{value}" for name, value, usual in parts if value != usual)
-run = train_or_reuse(settings, images, partition, suffix=suffix, workers=workers)
+run = train_or_reuse(settings, images, partition, workers=workers)
 
 # %% tags=["hide-input"]
 recorded = find_runs(repo_root() / "runs", local=True)

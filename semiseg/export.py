@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,10 +17,12 @@ from . import __version__
 from .checkpoint import write_tensors
 from .data.transforms import MEAN, STD
 from .model import CONFIG, Model, load_model
+from .run_folder import check_replaceable, move_into_place
 from .runs import WEIGHTS, Run, write_text
 
 Format = Literal["safetensors", "torch"]
 CARD, PROGRAM = "README.md", "model.pt2"
+MADE = frozenset({CARD, PROGRAM, CONFIG, WEIGHTS})
 TERMS = {
     "digits": "Scenes drawn from the handwritten digits of scikit-learn (Alpaydin and Kaynak, UCI, CC BY 4.0).",
     "voc": "PASCAL VOC 2012; its photographs come from Flickr, whose terms apply to their use.",
@@ -59,18 +61,15 @@ def export_model(run: Run, folder: Path | str, form: Format = "safetensors", ove
     folder = Path(folder)
     if form not in get_args(Format):
         raise ValueError(f"unknown format {form!r}; expected one of {', '.join(get_args(Format))}")
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and (folder / CONFIG).is_file()):
-        raise ValueError(f"{folder} is not empty; choose a new folder, or overwrite an earlier export")
-    model, part = load_model(run.folder, "cpu"), folder.with_name(folder.name + ".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write(run, model, part, form)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / CONFIG).is_file():
+            raise ValueError(f"{folder} is not empty; choose a new folder")
+        check_replaceable(folder, MADE, overwrite, "an earlier export")
+    model = load_model(run.folder, "cpu")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as part:
+        _write(run, model, Path(part) / "made", form)
+        move_into_place(Path(part) / "made", folder, MADE)
     return folder
 
 

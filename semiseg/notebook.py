@@ -20,8 +20,9 @@ from .data.shrunk import Shrunk
 from .data.splits import SPLITS, Split, seeded_split, split_from_files
 from .data.unlabeled import WithUnlabeled
 from .data.voc import VOC
-from .recipes import Recipe, differences
-from .runs import LOCAL, Run
+from .recipes import Recipe
+from .run_folder import run_name
+from .runs import LOCAL, RECORD, Run, find_runs
 from .train import train
 
 
@@ -195,20 +196,31 @@ def train_or_reuse(
     data: SegmentationData,
     split: Split,
     *,
-    suffix: str = "",
     workers: int = 0,
     cache: float = 0.0,
+    overwrite: bool = False,
 ) -> Run:
-    """Train, into runs/local; under SEMISEG_REUSE=1 (set by the tests of the committed notebooks) read runs/ instead.
+    """Train, into runs/local; a run that is already finished there is read, and said so, instead of trained again.
 
-    workers, cache: see `train`.
-    Raises FileNotFoundError or ValueError when the record to reuse is absent or of another recipe.
+    Under SEMISEG_REUSE=1 (set by the tests of the committed notebooks) the record of the recipe in runs/ is read.
+
+    workers, cache, overwrite: see `train`.
+    Raises FileNotFoundError when there is no record to reuse.
     """
-    name, runs = recipe.name + (f"-{suffix}" if suffix else ""), repo_root() / "runs"
-    if os.environ.get("SEMISEG_REUSE") != "1":
-        return train(recipe, data, split, runs / LOCAL / name, workers=workers, cache=cache)
-    run = Run.read(runs / name)
-    found = differences(recipe.as_dict(), run.record["recipe"])
-    if found:
-        raise ValueError(f"the record in runs/{name} is of another recipe: {'; '.join(found)}; train it again")
+    runs = repo_root() / "runs"
+    if os.environ.get("SEMISEG_REUSE") == "1":
+        return _recorded(runs, recipe)
+    folder = runs / LOCAL / run_name(recipe, data, split)
+    if overwrite or not (folder / RECORD).is_file():
+        return train(recipe, data, split, folder, workers=workers, cache=cache, overwrite=overwrite)
+    run = Run.read(folder)
+    print(f"{folder.relative_to(runs.parent)} is finished and is read; `-p overwrite True` trains it again")
     return run
+
+
+def _recorded(runs: Path, recipe: Recipe) -> Run:
+    """The committed run of a recipe, wherever it lies below runs/."""
+    found = [run for run in find_runs(runs / recipe.name.split("/")[0]) if run.record["recipe_sha256"] == recipe.sha256]
+    if not found:
+        raise FileNotFoundError(f"no record in {runs} is of the recipe {recipe.name}; train it")
+    return found[0]

@@ -14,9 +14,8 @@ import torch.nn as nn
 
 from .checkpoint import export_weights
 from .evaluate import Scores
+from .run_folder import SELECTED
 from .runs import write_text
-
-SELECTED = ("selected.safetensors", "selected.json")  # in the folder of an unfinished run
 
 
 @dataclass(frozen=True)

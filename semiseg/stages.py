@@ -31,10 +31,11 @@ from .hosts.mask2former import label_by_masks
 from .hosts.stpp import pseudo_label
 from .labeling import select_reliable, write_labels
 from .recipes import Recipe
+from .run_folder import LABELS
 from .runs import METRICS, RECORD, WEIGHTS, write_text
 from .types import Host
 
-LABELS, SELECTION = "labels", "selection.json"
+SELECTION = "selection.json"
 Labeler = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 

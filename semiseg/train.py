@@ -26,8 +26,8 @@ from .data.splits import Split, missing_classes, write_lists
 from .fit import Fit, fit
 from .models.detector import find_objects
 from .recipes import Recipe, differences
+from .run_folder import LOCK, SELECTED, STARTED, check_folder, move_into_place, partial_of
 from .runs import DETECTIONS, RECORD, Run, write_text
-from .selection import SELECTED
 from .stages import fit_in_stages, plan
 
 
@@ -43,12 +43,13 @@ def train(
     detections: Path | None = None,
     progress: bool = True,
     stop_after: int | None = None,
+    overwrite: bool = False,
 ) -> Run:
     """Train a recipe and write its record; an interrupted run continues where its last epoch ended.
 
     A method that trains in stages has one folder for each while it trains; no finished stage is done again.
 
-    While it trains everything lies in `<folder>.partial`; `<folder>` appears (replacing an older run) when it is done.
+    While it trains everything lies in `<folder>.partial`; `<folder>` appears when it is done.
 
     Args:
         recipe: what to do.
@@ -61,26 +62,30 @@ def train(
             Only read where the recipe asks for a detector (WPL).
         progress: show a bar.
         stop_after: pause after that many epochs, counted over all stages, as an interruption would.
+        overwrite: train again where a finished run lies, and replace it at the end.
 
     Returns:
         The finished run.
 
     Raises:
-        ValueError: data that would spoil the run, or an interrupted run of another recipe in the folder.
+        ValueError: data that would spoil the run, an interrupted run of another recipe in the folder, a finished run
+            that is not to be overwritten, or a folder in which something else could be lost (`check_folder`).
         PermissionError: a folder that cannot be written.
         InterruptedError: paused by `stop_after`.
     """
     folder = Path(folder)
+    check_folder(folder, data, overwrite)
     data = Cached(data, cache) if cache else data
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
-    part = folder.with_name(folder.name + ".partial")
+    part = partial_of(folder)
     task = _task(recipe, data, split, part, record)
     task = replace(task, workers=workers, progress=progress)
     run = fit_in_stages if plan(task) else fit
     with _claimed(part):
+        check_folder(folder, data, overwrite)  # another process may have finished it meanwhile
         _same_run(part, record)
-        write_text(part / "started.json", json.dumps(record, indent=1))
+        write_text(part / STARTED, json.dumps(record, indent=1))
         if not (part / RECORD).is_file():  # else it was done, but not yet moved
             task = _with_objects(task, detections) if recipe.asks_detector else task
             strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
@@ -94,10 +99,8 @@ def train(
             write_text(part / HELD_OUT, "".join(f"{key}\n" for key in task.held_out))
         for old in (*checkpoints(part), *part.glob("stage*")):
             shutil.rmtree(old)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-        for name in ("started.json", "lock", *SELECTED):
+        move_into_place(part, folder)
+        for name in (STARTED, LOCK, *SELECTED):
             (folder / name).unlink(missing_ok=True)
     return Run.read(folder)
 
@@ -145,7 +148,7 @@ def _claimed(part: Path) -> Iterator[Path]:
     """The folder of an unfinished run, for this process alone."""
     try:
         part.mkdir(parents=True, exist_ok=True)
-        lock = (part / "lock").open("w")
+        lock = (part / LOCK).open("w")
     except OSError as error:
         raise PermissionError(f"cannot write to {part}: {error.strerror}; choose another folder for runs") from error
     with lock:
@@ -158,8 +161,8 @@ def _claimed(part: Path) -> Iterator[Path]:
 
 def _same_run(part: Path, record: dict[str, Any]) -> None:
     """Refuse to continue a run of another recipe, data set or split, unless nothing of it is there to be lost."""
-    started = part / "started.json"
-    if not started.is_file() or not any(path.name not in (started.name, "lock") for path in part.iterdir()):
+    started = part / STARTED
+    if not started.is_file() or not any(path.name not in (started.name, LOCK) for path in part.iterdir()):
         return
     earlier = json.loads(started.read_text())
     earlier["data"]["palette"] = record["data"]["palette"]  # colors are no matter of identity

@@ -62,7 +62,7 @@ def test_an_export_replaces_nothing_but_an_export(run: Run, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=r"mine is not empty; choose a new folder"):
             export_model(run, mine, overwrite=overwrite)
     folder = export_model(run, tmp_path / "model")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="holds an earlier export"):
         export_model(run, folder)
     export_model(run, folder, overwrite=True)
     with pytest.raises(ValueError, match="unknown format 'onnx'; expected one of safetensors, torch"):

@@ -7,7 +7,7 @@ import pytest
 import trees
 from toys import command
 
-from semiseg.cli.train import folder_of, lr_hint
+from semiseg.cli.train import lr_hint
 from semiseg.recipes import recipe
 from semiseg.runs import Run
 
@@ -56,12 +56,6 @@ def test_the_hint_speaks_when_the_batch_differs_and_the_rate_does_not_follow() -
 
     assert lr_hint(usual, usual) == other(lr=1.0) == other(batch=4, lr=2.5e-4) == ""
     assert "--lr 0.00025" in other(batch=4) and "batch 4 instead of the recipe's 16" in other(batch=4)
-
-
-def test_changed_recipes_have_folders_of_their_own() -> None:
-    usual = recipe("ddfp", "digits", "1_8", "smoke")
-    other = replace(usual, optimization=replace(usual.optimization, lr=1.0))
-    assert folder_of(usual) == usual.name and folder_of(other) == f"{usual.name}-{other.sha256[:8]}"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def train(
     from ..notebook import open_data, open_split, parse_split, seed_number
     from ..options import UPC, WPL
     from ..recipes import recipe
-    from ..runs import LOCAL, RECORD
+    from ..run_folder import run_name
+    from ..runs import LOCAL
     from ..train import train as run_recipe
 
     share = parse_split(split or ("full" if data == "folder" else "1_8"))
@@ -58,12 +59,11 @@ def train(
     made = replace(made, split=partition.name)
     if hint := lr_hint(usual, made):
         typer.secho(hint, err=True, fg="yellow")
-    folder = out or Path("runs") / LOCAL / folder_of(made)
-    if (folder / RECORD).is_file() and not overwrite:
-        raise ValueError(f"{folder} holds a finished run; choose another folder with --out, or pass --overwrite")
+    folder = out or Path("runs") / LOCAL / run_name(made, images, partition)
     try:
         run = run_recipe(
-            made, images, partition, folder, devices=devices, workers=workers, cache=cache, progress=progress
+            made, images, partition, folder, devices=devices, workers=workers, cache=cache, progress=progress,
+            overwrite=overwrite,
         )  # fmt: skip
     except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; the same command continues {folder}", err=True)
@@ -97,10 +97,3 @@ def lr_hint(usual: Recipe, made: Recipe) -> str:
         f"batch {now.batch} instead of the recipe's {before.batch}, learning rate {now.lr:g}: in proportion to "
         f"the batch it would be --lr {rate:g}"
     )
-
-
-def folder_of(made: Recipe) -> str:
-    """The name of a recipe's run; one that differs from the usual recipe of its name gets the start of its hash."""
-    from ..recipes import usual
-
-    return made.name if usual(made.as_dict()).sha256 == made.sha256 else f"{made.name}-{made.sha256[:8]}"

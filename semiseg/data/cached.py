@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from semiseg.data.dataset import KnowsSize, SegmentationData, with_mask
+from semiseg.data.dataset import KnowsSize, SegmentationData, folders_of, with_mask
 
 
 class Cached:
@@ -22,7 +22,7 @@ class Cached:
         self.data = data
         self.name, self.classes, self.palette = data.name, data.classes, data.palette
         self.train, self.val, self.mirror, self.sha256 = data.train, data.val, data.mirror, data.sha256
-        self.masked = with_mask(data)
+        self.masked, self.folders = with_mask(data), folders_of(data)
         self._images: dict[str, Tensor] = {}
         self._masks: dict[str, Tensor | None] = {}
         self._room = gib * 2**30

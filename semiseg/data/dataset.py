@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ class KnowsMasks(Protocol):
 
     @property
     def masked(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class InFolders(Protocol):
+    """A data set that tells which folders its files lie in."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]: ...
+
+
+def folders_of(data: SegmentationData) -> tuple[Path, ...]:
+    """The folders that hold a data set; none for one that is embedded."""
+    return data.folders if isinstance(data, InFolders) else ()
 
 
 def with_mask(data: SegmentationData) -> tuple[str, ...]:

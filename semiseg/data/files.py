@@ -52,7 +52,7 @@ class ImageFiles:
         masks: Mapping[str, Path],
         table: Bytes,
     ) -> None:
-        self.name, self.root = name, root
+        self.name, self.root, self.folders = name, root, (root,)
         self.classes, self.palette = tuple(classes), tuple(palette)
         self.train, self.val = tuple(train), tuple(val)
         self._images, self._masks, self.table = dict(images), dict(masks), table

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from semiseg.data.dataset import KnowsSize, SegmentationData, with_mask
+from semiseg.data.dataset import KnowsSize, SegmentationData, folders_of, with_mask
 
 
 class Shrunk:
@@ -25,7 +25,8 @@ class Shrunk:
             raise ValueError(f"images need a longest side of at least 16 pixels, got {longest}")
         self.data, self.longest = data, longest
         self.name, self.classes, self.palette, self.mirror = data.name, data.classes, data.palette, data.mirror
-        self.train, self.val, self.masked = data.train, data.val, with_mask(data)
+        self.train, self.val = data.train, data.val
+        self.masked, self.folders = with_mask(data), folders_of(data)
         self.sha256 = hashlib.sha256(f"{data.sha256} longest {longest}".encode()).hexdigest()
 
     def image(self, key: str) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semiseg.data.dataset import SegmentationData, with_mask
+from semiseg.data.dataset import SegmentationData, folders_of, with_mask
 from semiseg.data.facts import OnDisk
 from semiseg.data.files import found, read_rgb, size_of
 
@@ -40,7 +40,7 @@ class WithUnlabeled:
             raise ValueError(f"{len(both)} ids of {folder} are also in {data.name}, the first: {min(both)}")
         self.name, self.classes, self.palette, self.mirror = data.name, data.classes, data.palette, data.mirror
         self.train, self.val = (*data.train, *self._extra), data.val
-        self.masked = with_mask(data)
+        self.masked, self.folders = with_mask(data), (*folders_of(data), folder)
         sizes = [(key, path.stat().st_size) for key, path in self._extra.items()]
         self.sha256 = hashlib.sha256(json.dumps([data.sha256, sizes]).encode()).hexdigest()
 

@@ -56,6 +56,7 @@ class VOC:
     ) -> None:
         chosen = _chosen(classes)
         self.root = Path(root)
+        self.folders = (self.root,)
         if not self.root.is_dir():
             raise FileNotFoundError(f"root {self.root} does not exist; expected a folder laid out like PASCAL VOC")
         if masks is None:
