@@ -82,7 +82,12 @@ def move_into_place(part: Path, folder: Path, made: Set[str] = MADE) -> None:
         old = Path(aside) / folder.name
         if folder.exists():
             folder.rename(old)
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
         _remove(old, made)
         if old.exists():  # came there after it was checked
             old.rename(folder.with_name(f"{folder.name}.{Path(aside).name.rpartition('.')[2]}"))

@@ -161,9 +161,9 @@ def test_a_damaged_checkpoint_names_the_file(tmp_path: Path) -> None:
 def test_an_older_run_stays_until_the_new_one_is_done(tmp_path: Path) -> None:
     first = go(tmp_path / "run", smoke("supervised"))
     with pytest.raises(InterruptedError):
-        go(tmp_path / "run", smoke("supervised", seed=3), stop_after=2)
+        go(tmp_path / "run", smoke("supervised", seed=3), stop_after=2, overwrite=True)
     assert Run.read(tmp_path / "run").record == first.record
-    assert go(tmp_path / "run", smoke("supervised", seed=3)).record["recipe"]["seed"] == 3
+    assert go(tmp_path / "run", smoke("supervised", seed=3), overwrite=True).record["recipe"]["seed"] == 3
 
 
 def test_a_run_interrupted_while_it_moves_is_not_trained_again(tmp_path: Path, monkeypatch) -> None:
