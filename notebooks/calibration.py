@@ -18,12 +18,12 @@
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-digits", "caption": "Training scenes: one real handwritten digit each, in dark ink of any hue on a lighter, textured and cluttered ground. The mask is the stroke."}}
 import pandas as pd
 
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import SPLITS, seeded_split
 from semiseg.notebook import repo_root
-from semiseg.report import pictures, tables
-from semiseg.report.style import use_style
 from semiseg.runs import find_runs, table
+from semiseg_book import pictures, tables
+from semiseg_book.style import use_style
 
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]

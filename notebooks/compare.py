@@ -29,9 +29,9 @@
 from IPython.display import Markdown, display
 
 from semiseg.notebook import repo_root
-from semiseg.report import compare, cost
-from semiseg.report.style import use_style
 from semiseg.runs import find_runs
+from semiseg_book import compare, cost
+from semiseg_book.style import use_style
 
 use_style()
 records = find_runs(repo_root() / "runs")

@@ -20,14 +20,14 @@ from itertools import pairwise
 
 import pandas as pd
 
-from semiseg.data.digits import Digits
-from semiseg.data.inspect import inspect, to_text
+from semiseg.data.inspect.report import inspect, to_text
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import SPLITS, seeded_split
 from semiseg.recipes import recipe
-from semiseg.report import pictures
-from semiseg.report.benchmarks import by_chance, facts, mask_origins
-from semiseg.report.style import use_style
 from semiseg.scales import MAKERS
+from semiseg_book import pictures
+from semiseg_book.benchmarks import by_chance, facts, mask_origins
+from semiseg_book.style import use_style
 
 use_style()
 pd.options.display.max_colwidth = 80
@@ -65,12 +65,12 @@ pd.DataFrame.from_dict(rows, orient="index").rename_axis("data")
 # - **VOC, classic.** Labeled images are drawn from the images that VOC itself segments, with careful outlines. Most codes
 #   leave *all* others, those of SBD included, unlabeled.
 # - **VOC, blended.** Labeled images are drawn from VOC and SBD together. SBD's masks were drawn by crowd workers and have
-#   no ignored outline. `semiseg.data.sbd.blended_masks` makes the folder SegmentationClassAug from SBD's `.mat` files; VOC's
+#   no ignored outline. `semiseg.data.fetch.sbd.blended_masks` makes the folder SegmentationClassAug from SBD's `.mat` files; VOC's
 #   own masks win, and VOC's validation images never enter training.
 # - **Cityscapes.** Masks hold label ids; the evaluated classes are renumbered while reading, all other pixels are ignored.
 #   Images are large: evaluation slides a window over them.
 # - **COCO.** Things and background. Masks come from panoptic annotation or from instances
-#   (`semiseg.data.coco.write_masks`); they differ at borders and overlaps, so keep to one.
+#   (`semiseg.data.sets.coco.write_masks`); they differ at borders and overlaps, so keep to one.
 # - **COCO as unlabeled images of VOC.** UPC {cite:p}`fang2023upc` labels all of blended VOC and takes its unlabeled images from COCO
 #   (its Table 4): `open_data("voc", root, unlabeled="…/train2017")` with split `full`.
 # - **CamVid.** Small and quick. Most papers report its test part: `CamVid(root, val="test")`.

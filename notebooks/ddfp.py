@@ -50,7 +50,7 @@ import torch
 from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
-from semiseg.flows import MixtureFlow
+from semiseg.methods.flow import MixtureFlow
 from semiseg.notebook import (
     choice,
     open_data,
@@ -62,10 +62,10 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.recipes import SCALES, Recipe, official, paper, recipe
-from semiseg.report import compare, paper_tables, pictures, tables
-from semiseg.report import ddfp as figures
-from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
+from semiseg_book import compare, paper_tables, pictures, tables
+from semiseg_book.chapters import ddfp as figures
+from semiseg_book.style import title, use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": lambda r: r, "paper": paper, "official": official}

@@ -59,10 +59,10 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.recipes import SCALES, Recipe, official, paper, recipe
-from semiseg.report import dgcl as figures
-from semiseg.report import paper_tables, pictures, tables
-from semiseg.report.style import use_style
 from semiseg.runs import find_runs
+from semiseg_book import paper_tables, pictures, tables
+from semiseg_book.chapters import dgcl as figures
+from semiseg_book.style import use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": lambda r: r, "paper": paper, "official": official}

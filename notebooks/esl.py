@@ -60,10 +60,11 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.recipes import SCALES, Recipe, recipe
-from semiseg.report import esl as figures
-from semiseg.report import esl_parts, paper_tables, pictures, tables
-from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
+from semiseg_book import paper_tables, pictures, tables
+from semiseg_book.chapters import esl as figures
+from semiseg_book.chapters import esl_parts
+from semiseg_book.style import title, use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 settings = recipe("esl", data, split, choice("scale", scale, SCALES), seed)

@@ -20,7 +20,7 @@
 #
 # ## How to read the pictures
 #
-# Nothing below is drawn by hand. A pixel weighter that changes nothing (`semiseg.report.hosts.Watch`) is put into a host, and
+# Nothing below is drawn by hand. A pixel weighter that changes nothing (`semiseg_book.chapters.hosts.Watch`) is put into a host, and
 # one step runs on a batch of the embedded data. The student has the weights of a supervised run of the committed records, the
 # teacher those of a mean-teacher run: roughly the state in the middle of training. Colors are classes; a soft label
 # mixes the colors of its classes; gray is not supervised. In the last panel, *difference* is what the student must make
@@ -29,16 +29,16 @@
 # %% tags=["hide-input"]
 
 from semiseg.build import build, load_exported
-from semiseg.data.digits import Digits
 from semiseg.data.loader import TrainingStream
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
 from semiseg.notebook import repo_root
 from semiseg.recipes import Recipe, recipe
-from semiseg.report import host_ideas as ideas
-from semiseg.report import hosts as figures
-from semiseg.report import tables
-from semiseg.report.style import use_style
 from semiseg.runs import Run, find_runs
+from semiseg_book import tables
+from semiseg_book.chapters import host_ideas as ideas
+from semiseg_book.chapters import hosts as figures
+from semiseg_book.style import use_style
 
 use_style()
 # %config InlineBackend.figure_formats = ["retina"]

@@ -58,9 +58,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from semiseg.data.digits import Digits
-from semiseg.data.inspect import inspect
-from semiseg.model import load_model
+from semiseg.data.inspect.report import inspect
+from semiseg.data.sets.digits import Digits
+from semiseg.inference.model import load_model
+from semiseg.inference.predict import Wanted, find_images, predict_files
 from semiseg.notebook import (
     choice,
     open_data,
@@ -72,10 +73,9 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.options import Evaluation
-from semiseg.predict import Wanted, find_images, predict_files
 from semiseg.recipes import METHODS, recipe
-from semiseg.report import pictures, tables
-from semiseg.report.style import use_style
+from semiseg_book import pictures, tables
+from semiseg_book.style import use_style
 
 method, split, seed = choice("method", method, METHODS), parse_split(split), seed_number(seed)
 crop, batch, epochs, longest, workers = (

@@ -57,10 +57,10 @@ from semiseg.notebook import (
     whole_number,
 )
 from semiseg.recipes import METHODS, SCALES
-from semiseg.report import pictures, tables
-from semiseg.report.style import title, use_style
 from semiseg.runs import find_runs
-from semiseg.variants import parse_changes, suffix_of, variant
+from semiseg.variants import variant
+from semiseg_book import pictures, tables
+from semiseg_book.style import title, use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 settings = variant(

@@ -66,11 +66,11 @@ from semiseg.notebook import (
 )
 from semiseg.options import UPC
 from semiseg.recipes import METHODS, SCALES, Recipe, recipe
-from semiseg.report import paper_tables, pictures, tables
-from semiseg.report import upc as figures
-from semiseg.report import upc_patches as patches
-from semiseg.report.style import use_style
 from semiseg.runs import find_runs
+from semiseg_book import paper_tables, pictures, tables
+from semiseg_book.chapters import upc as figures
+from semiseg_book.chapters import upc_patches as patches
+from semiseg_book.style import use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 n = whole_number("n", n, 1)

@@ -73,7 +73,7 @@ from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
 from semiseg.data.boxes import Detections
-from semiseg.models.detector import thing_classes
+from semiseg.methods.detector import thing_classes
 from semiseg.notebook import (
     choice,
     open_data,
@@ -86,11 +86,11 @@ from semiseg.notebook import (
 )
 from semiseg.options import WPL
 from semiseg.recipes import SCALES, Recipe, recipe, with_alpha
-from semiseg.report import compare, paper_tables, pictures, tables
-from semiseg.report import detector as second_opinion
-from semiseg.report import wpl as figures
-from semiseg.report.style import use_style
 from semiseg.runs import find_runs
+from semiseg_book import compare, paper_tables, pictures, tables
+from semiseg_book.chapters import detector as second_opinion
+from semiseg_book.chapters import wpl as figures
+from semiseg_book.style import use_style
 
 split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
 variants = {"default": WPL, "paper": WPL.paper, "official": WPL.official}

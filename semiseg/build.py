@@ -12,6 +12,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .components import ConfidentLabels, CutMix, EntropyFilter
 from .data.intensity import RandomIntensity
 from .data.transforms import StrongView
 from .hosts.ael import AEL, AdaptiveCutMix, ConfidenceBank, CopyPaste
@@ -30,6 +31,7 @@ from .losses import ohem_cross_entropy
 from .methods.ddfp import DensityDescent
 from .methods.dgcl import DensityContrast
 from .methods.esl import DynamicLabels, PixelToPart
+from .methods.parts import Parts
 from .methods.perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
 from .methods.upc_controls import mixer_of
 from .methods.wpl import RankWeight
@@ -37,9 +39,7 @@ from .models.backbones import make_backbone
 from .models.deeplabv3plus import DeepLabV3Plus
 from .models.mask2former import Mask2Former
 from .options import DDFP, ESL
-from .parts import Parts
 from .recipes import Recipe
-from .seams import ConfidentLabels, CutMix, EntropyFilter
 from .types import FeaturePerturber, Mixer, Output, Target
 
 Built = (

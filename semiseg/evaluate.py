@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from .data.dataset import SegmentationData
+from .data.evaluation import evaluation_batches
 from .data.transforms import MEAN, STD
-from .data.whole_images import evaluation_batches
 from .options import Evaluation
 from .types import IGNORE
 

@@ -9,21 +9,21 @@ from functools import partial
 from pathlib import Path
 
 from .checkout import repo_root as repo_root
-from .data.camvid import CamVid
-from .data.cityscapes import Cityscapes
-from .data.coco import COCO
 from .data.dataset import SegmentationData, with_mask
-from .data.digits import Digits
 from .data.families import partitions, published_split
-from .data.folder import Folder
+from .data.sets.camvid import CamVid
+from .data.sets.cityscapes import Cityscapes
+from .data.sets.coco import COCO
+from .data.sets.digits import Digits
+from .data.sets.folder import Folder
+from .data.sets.voc import VOC
 from .data.shrunk import Shrunk
 from .data.splits import SPLITS, Split, seeded_split, split_from_files
 from .data.unlabeled import WithUnlabeled
-from .data.voc import VOC
 from .recipes import Recipe
-from .run_folder import run_name
 from .runs import LOCAL, RECORD, Run, find_runs
-from .train import train
+from .training.folder import run_name
+from .training.run import train
 
 
 def parse_split(value: object, family: str = "") -> str:

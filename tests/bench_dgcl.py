@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semiseg.build import build
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.methods.dgcl import DensityContrast
 from semiseg.recipes import METHODS, recipe
 from semiseg.runs import environment
+from semiseg.training.loop import make_optimizer
 from semiseg.types import Output, Target, View
 
 K, D, BANK, QUOTA, PIXELS = 21, 256, 10_000, 1_000, 10_000

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semiseg.build import build
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.methods.esl import PixelToPart
-from semiseg.parts import Parts
+from semiseg.methods.parts import Parts
 from semiseg.recipes import Recipe, recipe
 from semiseg.runs import environment
+from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
 
 K, P, Q, E, L = 21, 5, 128, 512, 2048  # PASCAL VOC and ResNet-101

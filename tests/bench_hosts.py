@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 
 from semiseg.build import build, loading
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.options import UPC, WPL
 from semiseg.recipes import METHODS, Recipe, recipe
 from semiseg.runs import environment, write_text
+from semiseg.training.loop import make_optimizer
 from semiseg.types import IGNORE, Batch
 
 HALF_WAY = 0.5  # of training: warm-ups are over, memories are in use

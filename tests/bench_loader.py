@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from semiseg.data.cached import Cached
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import Split, seeded_split
 from semiseg.data.transforms import MEAN, STD
-from semiseg.data.voc import VOC
 from semiseg.recipes import recipe
 from semiseg.runs import environment
 from semiseg.types import IGNORE

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from semiseg.build import build
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
-from semiseg.flows import UNLABELED, MixtureFlow
 from semiseg.methods.ddfp import DensityDescent
+from semiseg.methods.flow import UNLABELED, MixtureFlow
 from semiseg.recipes import recipe
 from semiseg.runs import environment
+from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
 
 N, D, K = 20 * 1024, 256, 21

@@ -22,11 +22,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from semiseg.build import build, build_network, load_exported
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
 from semiseg.data.pseudo_labels import PseudoLabeled, label_images, whole_images
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.host_options import SCALES
 from semiseg.hosts.stpp import pseudo_label
 from semiseg.methods.upc import patch_sums, top_patches
@@ -35,6 +34,7 @@ from semiseg.notebook import repo_root
 from semiseg.options import UPC
 from semiseg.recipes import Recipe, recipe
 from semiseg.runs import Run, environment
+from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Mixer, Paste, Target, View
 
 

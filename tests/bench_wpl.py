@@ -28,15 +28,15 @@ from torch.utils.data import DataLoader
 
 from semiseg.build import build, loading
 from semiseg.data.boxes import Detections, component_boxes
-from semiseg.data.digits import Digits
 from semiseg.data.loader import training_batches
+from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import seeded_split
-from semiseg.data.voc import VOC
-from semiseg.fit import make_optimizer
 from semiseg.methods.wpl import RankWeight
 from semiseg.options import WPL
 from semiseg.recipes import recipe
 from semiseg.runs import environment
+from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
 
 B, D, SIDE, CROP, K, TOP = 2, 256, 65, 513, 21, 5

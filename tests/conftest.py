@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.model import Model, load_model
+from semiseg.inference.model import Model, load_model
 from semiseg.recipes import recipe
 from semiseg.runs import Run
-from semiseg.train import train
+from semiseg.training.run import train
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,7 +2,7 @@
 
 import torch
 
-from semiseg.seams import NoMix
+from semiseg.components import NoMix
 from semiseg.types import Paste, View
 
 

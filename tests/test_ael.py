@@ -6,8 +6,8 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
+from semiseg.components import ConfidentLabels, NoMix
 from semiseg.hosts.ael import AEL, AdaptiveCutMix, ConfidenceBank, CopyPaste
-from semiseg.seams import ConfidentLabels, NoMix
 from semiseg.types import IGNORE, Output, Target, View
 
 

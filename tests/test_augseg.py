@@ -7,11 +7,11 @@ import torch
 import toys
 from torch import Tensor
 
+from semiseg.components import ConfidentLabels
 from semiseg.data.intensity import CHANGES, RandomIntensity
 from semiseg.hosts import augseg as module
 from semiseg.hosts.augseg import AdaptiveInjection, augseg, image_confidence
 from semiseg.hosts.mean_teacher import MeanTeacher
-from semiseg.seams import ConfidentLabels
 from semiseg.types import Output, Target, View
 
 B, K, SIDE = 6, 4, 64

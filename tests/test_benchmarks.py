@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from semiseg.data import camvid, cityscapes, coco, voc
-from semiseg.report.benchmarks import by_chance, facts, mask_origins
+from semiseg.data.sets import camvid, cityscapes, coco, voc
+from semiseg_book.benchmarks import by_chance, facts, mask_origins
 
 SHARES = {"1_16": 16, "1_8": 8, "1_4": 4, "1_2": 2}
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from semiseg import book
+from semiseg_book import offline as book
 
 ROOT = Path(__file__).parents[1]
 FIGURE = {"data": [{"y": [1, 2]}], "layout": {"height": 380, "title": {"text": "</script><b>"}}, "frames": []}
@@ -60,7 +60,7 @@ def test_page_loads_nothing_from_elsewhere(site: Path, name: str) -> None:
 
 
 def test_a_page_shows_what_a_function_of_the_package_returns(site: Path) -> None:
-    from semiseg.report.findings import misprints
+    from semiseg_book.findings import misprints
 
     text = (site / "book" / "page.html").read_text()
     cells = re.findall(r"<td><p>([^<]*)</p></td>", text)

@@ -7,7 +7,7 @@ import pytest
 from docutils import nodes
 from docutils.utils import new_document
 
-from semiseg import book_text
+from semiseg_book import computed as book_text
 
 
 def document(**attributes: Any) -> tuple[nodes.document, nodes.image]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import trees
 
-from semiseg.data.camvid import CLASSES, CamVid
-from semiseg.data.inspect import inspect
+from semiseg.data.inspect.report import inspect
+from semiseg.data.sets.camvid import CLASSES, CamVid
 from semiseg.notebook import open_data, open_split
 from semiseg.recipes import recipe
-from semiseg.train import train
+from semiseg.training.run import train
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from semiseg.data.checks import check
-from semiseg.data.voc import VOC
+from semiseg.data.sets.voc import VOC
 
 
 class Small:

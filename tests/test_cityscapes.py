@@ -10,8 +10,8 @@ import pytest
 import torch
 import trees
 
-from semiseg.data.cityscapes import CLASSES, Cityscapes
-from semiseg.data.inspect import inspect
+from semiseg.data.inspect.report import inspect
+from semiseg.data.sets.cityscapes import CLASSES, Cityscapes
 from semiseg.data.splits import split_from_files
 from semiseg.notebook import open_data, open_split
 

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from web import Site, serving
 
 from semiseg.cli import app, main
-from semiseg.data import download, families
-from semiseg.data.sources import SOURCES
+from semiseg.data import families
+from semiseg.data.fetch.sets import download
+from semiseg.data.fetch.sources import SOURCES
 
 LABELED, UNLABELED, VAL = ("a", "b", "c"), ("u", "v", "w", "z"), ("x", "y")
 MASK = np.tile(np.array([0, 8, 12, 255, 0], dtype=np.uint8), (20, 6))  # background, cat, dog, ignored
@@ -192,7 +193,7 @@ def test_errors_are_one_line_and_no_traceback(
 
 
 def test_commands_that_need_no_torch_do_not_wait_for_it() -> None:
-    parts = "semiseg.cli, semiseg.runs, semiseg.report.missing, semiseg.data.families, semiseg.data.fetch"
+    parts = "semiseg.cli, semiseg.runs, semiseg_book.missing, semiseg.data.families, semiseg.data.fetch.sets"
     script = f"import sys, {parts}; print(sorted({{'torch', 'torchvision', 'FrEIA'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -220,9 +221,9 @@ def test_fetch_voc_and_then_sbd(site: Site, monkeypatch: pytest.MonkeyPatch, tmp
     offer(site, monkeypatch, "voc", {"JPEGImages/a.jpg": b"a"})
     offer(site, monkeypatch, "sbd", {"cls/a.mat": b"m"})
     calls = []
-    stand_in = types.ModuleType("semiseg.data.sbd")
+    stand_in = types.ModuleType("semiseg.data.fetch.sbd")
     stand_in.blended_masks = lambda sbd, voc, progress: calls.append((sbd, voc)) or 10582
-    monkeypatch.setitem(sys.modules, "semiseg.data.sbd", stand_in)
+    monkeypatch.setitem(sys.modules, "semiseg.data.fetch.sbd", stand_in)
     voc, sbd = tmp_path / "voc", tmp_path / "sbd"
     status, text = call("fetch", "sbd", "--root", sbd, "--voc", voc)
     assert status == 0 and f"no VOC in {voc}, so no masks were made; fetch voc, then run this again" in text
@@ -249,7 +250,7 @@ def test_fetch_stopped_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semiseg.data.fetch.fetch", stop)
+    monkeypatch.setattr("semiseg.data.fetch.sets.fetch", stop)
     status, text = call("fetch", "voc")
     assert status == 130 and text == "stopped; what has arrived is kept, the same command goes on from there\n"
 
@@ -264,9 +265,9 @@ def test_what_was_got_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for folder in ("leftImg8bit", "gtFine", "train2017", "val2017", "annotations"):
         (tmp_path / folder).mkdir()
     assert call("fetch", "cityscapes", "--root", tmp_path) == (0, f"cityscapes: in {tmp_path}\n")
-    stand_in = types.ModuleType("semiseg.data.coco")
+    stand_in = types.ModuleType("semiseg.data.sets.coco")
     stand_in.write_masks = lambda root, part, progress: len(part)
-    monkeypatch.setitem(sys.modules, "semiseg.data.coco", stand_in)
+    monkeypatch.setitem(sys.modules, "semiseg.data.sets.coco", stand_in)
     status, text = call("fetch", "coco", "--root", tmp_path)
     assert status == 0 and "train2017: 9 masks in" in text and "val2017: 7 masks in" in text
 

@@ -11,12 +11,12 @@ import pytest
 import trees
 
 from semiseg.data.cached import Cached
-from semiseg.data.coco import CLASS_OF, CLASSES, COCO, write_masks
-from semiseg.data.digits import Digits
-from semiseg.data.inspect import inspect
+from semiseg.data.inspect.report import inspect
+from semiseg.data.sets.coco import CLASS_OF, CLASSES, COCO, write_masks
+from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import split_from_files
 from semiseg.data.unlabeled import WithUnlabeled
-from semiseg.data.voc import VOC
 from semiseg.notebook import open_data, open_split
 
 TRAIN, VAL = ("000000000009", "000000000025", "000000000030"), ("000000000139",)
@@ -134,7 +134,7 @@ def test_bad_annotations(root: Path, spoil: Callable, error: type, message: str)
 
 
 def test_bad_trees(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"masks does not exist; make it .*semiseg.data.coco.write_masks"):
+    with pytest.raises(FileNotFoundError, match=r"masks does not exist; make it .*semiseg.data.sets.coco.write_masks"):
         COCO(root)
     write_masks(root, "train2017")
     with pytest.raises(FileNotFoundError, match=r"1 validation images .* have no mask, first: 000000000139"):

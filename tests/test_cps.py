@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from toys import B, Blobs, K, S, batch, student
 
 from semiseg.build import build, load_exported
+from semiseg.components import NoMix, UniformWeight, entropy
 from semiseg.data.splits import seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.host_options import CPS
 from semiseg.hosts.cps import CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
 from semiseg.methods.upc import PatchCutMix
 from semiseg.options import UPC, WPL
 from semiseg.recipes import official, recipe
-from semiseg.seams import NoMix, UniformWeight, entropy
-from semiseg.train import train
+from semiseg.training.loop import make_optimizer
+from semiseg.training.run import train
 from semiseg.types import IGNORE, Target, View
 
 

@@ -10,11 +10,11 @@ from mixers import Copies, LeftHalf, Thrice
 from toys import B, K, S, batch, student
 
 from semiseg.build import build
+from semiseg.components import CutMix, NoMix, UniformWeight
 from semiseg.host_options import CutMixSeg
 from semiseg.hosts.cutmix_seg import CutMixSegmentation
 from semiseg.options import UPC
 from semiseg.recipes import recipe
-from semiseg.seams import CutMix, NoMix, UniformWeight
 from semiseg.types import IGNORE, Paste, View
 
 

@@ -8,9 +8,9 @@ import torch
 from toys import B, D, K, batch, student
 
 from semiseg.banks import as_pixels
-from semiseg.flows import UNLABELED
+from semiseg.components import ConfidentLabels, NoMix
 from semiseg.methods.ddfp import DensityDescent, ddfp
-from semiseg.seams import ConfidentLabels, NoMix
+from semiseg.methods.flow import UNLABELED
 from semiseg.types import IGNORE, Output, Target, View
 
 GOLDEN = Path(__file__).parent / "golden"

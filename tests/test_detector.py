@@ -12,8 +12,8 @@ from torch import Tensor
 
 from semiseg.data.boxes import Boxes, component_boxes
 from semiseg.data.splits import Split
-from semiseg.models import detector as module
-from semiseg.models.detector import (
+from semiseg.methods import detector as module
+from semiseg.methods.detector import (
     best_epoch,
     detect,
     f1,

@@ -14,11 +14,11 @@ from toys import D, K, batch, student
 
 from semiseg.banks import ClassBank, as_pixels, largest
 from semiseg.build import build
+from semiseg.components import EntropyFilter, NoMix
 from semiseg.losses import info_nce, pixel_cross_entropy
 from semiseg.methods.dgcl import DensityContrast, density, dgcl
 from semiseg.options import DGCL
 from semiseg.recipes import official, paper, recipe
-from semiseg.seams import EntropyFilter, NoMix
 from semiseg.types import IGNORE, Output, Target, View
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from semiseg.data.dataset import SegmentationData
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 
 DEFAULT_SHA256 = "6a688ce1abd65e85a40f99db424d013d84c580d1700d3fc4e4083b3082c780fe"
 

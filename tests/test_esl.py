@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from toys import K
 
+from semiseg.components import entropy
 from semiseg.losses import info_nce
 from semiseg.methods.esl import PixelToPart
-from semiseg.parts import Parts
-from semiseg.seams import entropy
+from semiseg.methods.parts import Parts
 from semiseg.types import IGNORE, Output, Target, View
 
 E, L = 6, 5

@@ -7,11 +7,11 @@ import torch
 from toys import B, K, S, batch
 
 from semiseg.build import build_network
+from semiseg.components import CutMix, NoMix
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.methods.esl import DynamicLabels, PixelToPart, esl
-from semiseg.parts import Parts
+from semiseg.methods.parts import Parts
 from semiseg.recipes import recipe
-from semiseg.seams import CutMix, NoMix
 from semiseg.types import IGNORE, Paste, View
 
 

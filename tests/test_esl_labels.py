@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from semiseg.banks import as_pixels
+from semiseg.components import CutMix, entropy
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.esl import DynamicLabels
-from semiseg.seams import CutMix, entropy
 from semiseg.statistics import soft_label_statistics
 from semiseg.types import IGNORE, Output, Paste, Target, View
 

@@ -8,8 +8,8 @@ from toys import K, student
 
 from semiseg.build import build
 from semiseg.methods.esl import DynamicLabels, PixelToPart, esl
+from semiseg.methods.parts import Parts
 from semiseg.options import ESL
-from semiseg.parts import Parts
 from semiseg.recipes import METHODS, Recipe, recipe
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from toys import command
 
-from semiseg.data.digits import Digits
-from semiseg.export import PROGRAM, export_model
-from semiseg.model import Model, evaluate_model, load_model
+from semiseg.data.sets.digits import Digits
+from semiseg.inference.export import PROGRAM, export_model
+from semiseg.inference.model import Model, evaluate_model, load_model
 from semiseg.runs import Run
 
 DATA = Digits()

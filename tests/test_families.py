@@ -14,8 +14,8 @@ from semiseg.data import families
 from semiseg.data.families import FAMILIES, ListFile, list_files, partitions, published_split
 from semiseg.notebook import open_split, parse_split
 from semiseg.recipes import recipe
-from semiseg.report import tables
 from semiseg.runs import RECORD, Run
+from semiseg_book import tables
 
 TRAIN = tuple(f"2007_{i:06d}" for i in range(8))
 SIZES = {"voc": 10582, "cityscapes": 2975, "coco": 118287}

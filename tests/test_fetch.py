@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from web import Site, serving
 
-from semiseg.data import download, fetch
-from semiseg.data.download import DownloadError, WrongHash
-from semiseg.data.fetch import fetched, instructions
-from semiseg.data.sources import SOURCES
+from semiseg.data.fetch.download import DownloadError, WrongHash
+from semiseg.data.fetch.sets import download, fetched, instructions
+from semiseg.data.fetch.sets import sets as fetch
+from semiseg.data.fetch.sources import SOURCES
 
 
 def tar(files: dict[str, bytes]) -> bytes:

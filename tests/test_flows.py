@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg.flows import UNLABELED, MixtureFlow
+from semiseg.methods.flow import UNLABELED, MixtureFlow
 
 GOLDEN = Path(__file__).parent / "golden"
 OFFICIAL_UNLABELED = 300

@@ -11,14 +11,14 @@ from torch import Tensor
 from toys import Blobs
 
 from semiseg.build import load_exported
-from semiseg.checkpoint import Keep
 from semiseg.data.held_out import held_out_of, hold_out
 from semiseg.data.splits import seeded_split
 from semiseg.evaluate import Scores, scorer
 from semiseg.options import Evaluation
 from semiseg.recipes import Recipe, recipe
 from semiseg.runs import Run, keep
-from semiseg.train import train
+from semiseg.training.checkpoint import Keep
+from semiseg.training.run import train
 
 DATA = Blobs(train=32)
 SPLIT = seeded_split(DATA.train, "1_4", 0)
@@ -97,7 +97,7 @@ def test_exported_weights_are_of_that_epoch(finished: Run) -> None:
 
 def test_an_earlier_epoch_can_be_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch by decree: what is exported is what training had then."""
-    from semiseg import selection
+    from semiseg.training import selection
 
     r, marks = smoke(), iter((0.1, 0.1, 0.9, 0.9, 0.2, 0.2, 0.9, 0.9))
     usual = selection.Selection.__call__
@@ -116,7 +116,7 @@ def test_an_earlier_epoch_can_be_selected(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_choice_is_by_held_out_scores_whatever_validation_says(tmp_path: Path) -> None:
-    from semiseg.selection import Selection
+    from semiseg.training.selection import Selection
 
     class Host(torch.nn.Module):
         def __init__(self) -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from semiseg.data.digits import Digits
-from semiseg.data.inspect import DataReport, inspect, to_html, to_text
+from semiseg.data.inspect.report import DataReport, inspect, to_html, to_text
+from semiseg.data.inspect.survey import Finding
+from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import Split, seeded_split
-from semiseg.data.survey import Finding
-from semiseg.data.voc import VOC
 
 LABELED, UNLABELED, VAL = ("a", "b", "c"), ("u", "v", "w"), ("x", "y")
 SPLIT = Split("abc", LABELED, UNLABELED, "file")

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from semiseg.data.cached import Cached
+from semiseg.data.evaluation import evaluation_batches
 from semiseg.data.loader import TrainingStream, training_batches
+from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import Split, first, seeded_split
-from semiseg.data.voc import VOC
-from semiseg.data.whole_images import evaluation_batches
 from semiseg.types import IGNORE, Batch
 
 PLAIN: dict[str, Any] = {

@@ -15,18 +15,18 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from toys import B, Blobs, K, S, batch
 
-from semiseg import stages
 from semiseg.build import build, build_on_labels, load_exported
+from semiseg.components import entropy
 from semiseg.data.splits import seeded_split
-from semiseg.fit import Fit
 from semiseg.host_options import Mask2Former as Options
 from semiseg.hosts.mask2former import label_by_masks, mask_set
 from semiseg.models import mask2former as model
 from semiseg.models.mask2former import Mask2Former, MaskQueries, class_scores, log_probabilities
 from semiseg.options import UPC, WPL
 from semiseg.recipes import Recipe, recipe
-from semiseg.seams import entropy
-from semiseg.train import train
+from semiseg.training import stages
+from semiseg.training.loop import Fit
+from semiseg.training.run import train
 from semiseg.types import IGNORE, Batch, Target
 
 pytest.importorskip("transformers")
@@ -316,7 +316,7 @@ def test_without_the_library_the_message_says_how_to_install_it(monkeypatch) -> 
 
 def test_the_package_imports_no_model_and_building_one_prints_nothing() -> None:
     code = """
-import sys, semiseg.train, semiseg.stages, semiseg.report.host_ideas
+import sys, semiseg.training.run, semiseg.training.stages, semiseg_book.chapters.host_ideas
 from semiseg.build import build
 from semiseg.recipes import recipe
 assert not [m for m in sys.modules if m.startswith("transformers.models.mask2former")]

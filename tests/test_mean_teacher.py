@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from toys import B, K, S, batch, student
 
+from semiseg.components import ConfidentLabels, CutMix, NoMix, UniformWeight
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.hosts.supervised import Supervised
-from semiseg.seams import ConfidentLabels, CutMix, NoMix, UniformWeight
 from semiseg.types import IGNORE, View
 
 

@@ -11,12 +11,12 @@ from mixers import Copies, LeftHalf, Thrice
 from toys import B, K, S, batch, student
 
 from semiseg.build import build
+from semiseg.components import UniformWeight
 from semiseg.host_options import MeanTeacherMSE
 from semiseg.hosts.mean_teacher_mse import SoftMeanTeacher, ramp_up
 from semiseg.losses import squared_error
 from semiseg.options import UPC, WPL
 from semiseg.recipes import official, recipe
-from semiseg.seams import UniformWeight
 from semiseg.types import IGNORE, Target, View
 
 

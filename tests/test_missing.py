@@ -14,14 +14,14 @@ from test_paper_tables import made
 from typer.testing import CliRunner
 
 from semiseg.cli import app
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.notebook import parse_split, repo_root
 from semiseg.recipes import Recipe, recipe
-from semiseg.report import missing as module
-from semiseg.report.missing import RANKS, missing
-from semiseg.report.wanted import Records, Setting
 from semiseg.runs import Run
 from semiseg.variants import variant
+from semiseg_book import missing as module
+from semiseg_book.missing import RANKS, missing
+from semiseg_book.wanted import Records, Setting
 
 NOTEBOOKS = repo_root() / "notebooks"
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from toys import command
 
 import semiseg.cli
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
 from semiseg.evaluate import Scores
-from semiseg.model import Model, evaluate_model, images_of, palette_of, score_table
+from semiseg.inference.model import Model, evaluate_model, images_of, palette_of, score_table
 from semiseg.runs import Run
 
 DATA = Digits()

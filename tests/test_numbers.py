@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from semiseg.report.readme import BEGIN, END
+from semiseg_book.readme import BEGIN, END
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.py"))]

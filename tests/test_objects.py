@@ -11,6 +11,7 @@ import toys
 from safetensors.torch import load_file
 
 from semiseg.build import build
+from semiseg.components import CutMix
 from semiseg.data.boxes import Boxes, Detections, component_boxes, planes
 from semiseg.data.loader import TrainingStream
 from semiseg.data.splits import Split, first
@@ -25,8 +26,7 @@ from semiseg.notebook import open_split
 from semiseg.options import UPC, WPL
 from semiseg.recipes import recipe
 from semiseg.runs import Run, keep
-from semiseg.seams import CutMix
-from semiseg.train import train
+from semiseg.training.run import train
 from semiseg.types import IGNORE, Output, Target, View
 
 ALL = (1, 2, 3)
@@ -104,7 +104,7 @@ def test_runs_may_share_detections_and_a_paused_run_keeps_its_own(tmp_path: Path
     with pytest.raises(InterruptedError):
         train(small(), data, split, tmp_path / "a", progress=False, detections=shared, stop_after=1)
     before = shared.read_bytes()
-    import semiseg.models.detector as module
+    import semiseg.methods.detector as module
 
     monkeypatch.setattr(module, "train_detector", lambda *a: pytest.fail("trained again"))
     one = train(small(), data, split, tmp_path / "a", progress=False, detections=shared)

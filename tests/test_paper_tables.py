@@ -9,12 +9,12 @@ import pytest
 
 from semiseg.options import UPC, WPL
 from semiseg.recipes import METHODS, Recipe, recipe
-from semiseg.report import paper_maps
-from semiseg.report.paper_maps import ABLATIONS, ELSEWHERE, MAIN, at_paper_scale, paper_setting, want_of
-from semiseg.report.paper_tables import MINIATURE, miniature_rows, show, table_html
-from semiseg.report.published import load, load_all
-from semiseg.report.wanted import Records, Setting, Want
 from semiseg.runs import RECORD, Run
+from semiseg_book import paper_maps
+from semiseg_book.paper_maps import ABLATIONS, ELSEWHERE, MAIN, at_paper_scale, paper_setting, want_of
+from semiseg_book.paper_tables import MINIATURE, miniature_rows, show, table_html
+from semiseg_book.published import load, load_all
+from semiseg_book.wanted import Records, Setting, Want
 
 DIGITS = Setting("digits", "tiny", "1_8")
 NOT_HERE = {"PS-MT", "PCR", "GTA-Seg", "CCVC", "CCT", "GCT", "PC2Seg", "ReCo", "PseudoSeg", "DAW", "CFCG"}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from semiseg.banks import as_pixels
-from semiseg.parts import Parts, group_means
+from semiseg.methods.parts import Parts, group_means
 from semiseg.types import IGNORE
 
 K, L = 4, 5

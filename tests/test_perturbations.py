@@ -9,10 +9,10 @@ import toys
 from torch import Tensor
 
 from semiseg.build import build
+from semiseg.components import ConfidentLabels
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.methods.perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
 from semiseg.recipes import recipe
-from semiseg.seams import ConfidentLabels
 from semiseg.types import Target
 
 ANY = Target(torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 1, 1), torch.ones(1, 1, 1))

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toys import command
 
-from semiseg.data.digits import Digits
 from semiseg.data.files import read_rgb, size_of
+from semiseg.data.sets.digits import Digits
 from semiseg.data.transforms import Normalize
 from semiseg.evaluate import sliding, whole
-from semiseg.model import Model
-from semiseg.predict import Wanted, find_images, predict_files, read_image
+from semiseg.inference.model import Model
+from semiseg.inference.predict import Wanted, find_images, predict_files, read_image
 from semiseg.runs import Run
 
 DATA = Digits()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg.report import published
-from semiseg.report.published import CAPTIONS, COLUMNS, load, load_all
+from semiseg_book import published
+from semiseg_book.published import CAPTIONS, COLUMNS, load, load_all
 
 README = (published.folder() / "README.md").read_text()
 

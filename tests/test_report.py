@@ -14,10 +14,10 @@ from semiseg.data.splits import seeded_split
 from semiseg.methods.ddfp import DensityDescent
 from semiseg.notebook import repo_root
 from semiseg.recipes import recipe
-from semiseg.report import ddfp as figures
-from semiseg.report import pictures, readme, style, tables
 from semiseg.runs import RECORD, Run, find_runs, keep, table
 from semiseg.types import IGNORE
+from semiseg_book import pictures, readme, style, tables
+from semiseg_book.chapters import ddfp as figures
 
 
 @pytest.fixture(autouse=True)
@@ -183,4 +183,4 @@ def test_scenes_and_curves_draw_what_they_are_given(root: Path) -> None:
 def test_readme_shows_the_committed_records() -> None:
     text = (repo_root() / "README.md").read_text()
     block = readme.results(tables.standard(find_runs(repo_root() / "runs" / "digits-tiny")))
-    assert readme.filled(text, block) == text, "out of date: python -m semiseg.report.readme"
+    assert readme.filled(text, block) == text, "out of date: python -m semiseg_book.readme"

@@ -8,9 +8,9 @@ import pytest
 
 from semiseg.options import UPC, WPL
 from semiseg.recipes import METHODS, Recipe, recipe
-from semiseg.report import compare, cost, findings, reproduce
-from semiseg.report.style import METHOD_COLORS, METHOD_TITLES, color, symbol
 from semiseg.runs import RECORD, Run
+from semiseg_book import compare, cost, findings, reproduce
+from semiseg_book.style import METHOD_COLORS, METHOD_TITLES, color, symbol
 
 COST = {
     "data": "digits", "scale": "tiny", "how": "h", "environment": {"cpu": "c"},

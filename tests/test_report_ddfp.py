@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from semiseg.recipes import recipe
-from semiseg.report.ddfp import perturbations_table
 from semiseg.runs import Run
+from semiseg_book.chapters.ddfp import perturbations_table
 
 
 def run(folder: Path, miou: float, seed: int = 0, method: str = "ddfp", curve: dict | None = None, **ddfp) -> Run:

@@ -15,9 +15,9 @@ from semiseg.data.boxes import Boxes, Detections, component_boxes
 from semiseg.notebook import open_split
 from semiseg.options import WPL
 from semiseg.recipes import recipe
-from semiseg.report import detector as report
 from semiseg.runs import Run
-from semiseg.train import train
+from semiseg.training.run import train
+from semiseg_book.chapters import detector as report
 
 matplotlib.use("Agg")
 THINGS = (1, 2, 3)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from toys import Blobs, K, student
 
-from semiseg.report.dgcl import (
+from semiseg.types import IGNORE
+from semiseg_book.chapters.dgcl import (
     Pixels,
     clustering,
     contrast_curves,
@@ -20,7 +21,6 @@ from semiseg.report.dgcl import (
     largest_classes,
     pixels,
 )
-from semiseg.types import IGNORE
 
 matplotlib.use("Agg")
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from semiseg.build import build
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.data.transforms import Normalize
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.methods.esl import DynamicLabels
 from semiseg.recipes import recipe
-from semiseg.report import esl as figures
-from semiseg.report import esl_parts
 from semiseg.runs import Run
 from semiseg.types import Output
+from semiseg_book.chapters import esl as figures
+from semiseg_book.chapters import esl_parts
 
 DATA = Digits(train_scenes=8, val_scenes=12)
 IDS = DATA.val[:6]

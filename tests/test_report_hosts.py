@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mixers import LeftHalf
 from toys import Blobs, K, S, batch, student
 
+from semiseg.components import ConfidentLabels
 from semiseg.hosts.cps import CrossPseudoSupervision
 from semiseg.hosts.cutmix_seg import CutMixSegmentation
 from semiseg.hosts.mask2former import mask_set
@@ -18,11 +19,10 @@ from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.hosts.supervised import Supervised
 from semiseg.losses import pixel_cross_entropy, squared_error
 from semiseg.recipes import recipe
-from semiseg.report import host_ideas as ideas
-from semiseg.report import hosts as figures
 from semiseg.runs import RECORD, Run
-from semiseg.seams import ConfidentLabels
 from semiseg.types import IGNORE, Target
+from semiseg_book.chapters import host_ideas as ideas
+from semiseg_book.chapters import hosts as figures
 
 matplotlib.use("Agg")
 DATA = Blobs()

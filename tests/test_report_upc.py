@@ -17,10 +17,10 @@ from semiseg.data.splits import seeded_split
 from semiseg.methods.upc import scores, top_patches
 from semiseg.options import UPC
 from semiseg.recipes import recipe
-from semiseg.report import upc as figures
-from semiseg.report import upc_patches as patches
 from semiseg.runs import Run
 from semiseg.types import IGNORE, Target, View
+from semiseg_book.chapters import upc as figures
+from semiseg_book.chapters import upc_patches as patches
 
 S = 16
 

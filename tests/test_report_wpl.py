@@ -15,9 +15,9 @@ from torch import Tensor
 from semiseg.methods.wpl import RankWeight
 from semiseg.options import WPL
 from semiseg.recipes import recipe, with_alpha
-from semiseg.report import wpl as report
 from semiseg.runs import Run
 from semiseg.types import View
+from semiseg_book.chapters import wpl as report
 
 matplotlib.use("Agg")
 

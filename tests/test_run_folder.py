@@ -8,15 +8,15 @@ import pytest
 import trees
 from toys import Blobs, command
 
-from semiseg.data.folder import Folder
+from semiseg.data.sets.folder import Folder
 from semiseg.data.shrunk import Shrunk
 from semiseg.data.splits import seeded_split
 from semiseg.data.unlabeled import WithUnlabeled
-from semiseg.export import export_model
+from semiseg.inference.export import export_model
 from semiseg.recipes import recipe
-from semiseg.run_folder import run_name
 from semiseg.runs import Run
-from semiseg.train import train
+from semiseg.training.folder import run_name
+from semiseg.training.run import train
 
 DATA = Blobs()
 SPLIT = seeded_split(DATA.train, "1_4", 0)
@@ -65,7 +65,7 @@ def test_further_unlabeled_images_are_guarded_too(tmp_path: Path) -> None:
 def test_a_folder_with_other_files_is_refused(taken: str, overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / taken).parent.mkdir(exist_ok=True)
     (tmp_path / taken).write_text("years of work")
-    with pytest.raises(ValueError, match="files that are of no run, as thesis.tex|is a file"):
+    with pytest.raises(ValueError, match=r"files that are of no run, as thesis\.tex|is a file"):
         train(recipe("supervised", "digits", "1_4", "smoke"), DATA, SPLIT, tmp_path / "run", overwrite=overwrite)
     assert content(tmp_path) == {taken: hashlib.sha256(b"years of work").hexdigest()}
 
@@ -89,7 +89,7 @@ def test_a_finished_run_is_replaced_when_asked_and_only_then(tmp_path: Path) -> 
 
 
 def test_what_came_beside_a_run_while_another_was_made_is_moved_not_removed(tmp_path: Path) -> None:
-    from semiseg.run_folder import move_into_place
+    from semiseg.training.folder import move_into_place
 
     for name in ("new", "run"):
         (tmp_path / name).mkdir()

@@ -12,11 +12,11 @@ import trees
 from PIL import Image
 from scipy.io import savemat
 
-from semiseg.data.sbd import blended_masks, read_sbd
-from semiseg.data.voc import VOC, voc_palette
+from semiseg.data.fetch.sbd import blended_masks, read_sbd
+from semiseg.data.sets.voc import VOC, voc_palette
 from semiseg.notebook import open_data, open_split
 from semiseg.recipes import recipe
-from semiseg.train import train
+from semiseg.training.run import train
 
 
 def mat(path: Path, ids: np.ndarray) -> None:
@@ -70,7 +70,7 @@ def test_an_interrupted_conversion_goes_on(folders: tuple[Path, Path], monkeypat
     assert set(masks(voc)) == {"a.png", "b.png", "c.png"}
     (sbd / "cls/d.mat").write_bytes(whole)
     read: list[str] = []
-    monkeypatch.setattr("semiseg.data.sbd.read_sbd", lambda path: read.append(path.stem) or read_sbd(path))
+    monkeypatch.setattr("semiseg.data.fetch.sbd.read_sbd", lambda path: read.append(path.stem) or read_sbd(path))
     assert blended_masks(sbd, voc) == 5 and read == ["d", "e"]
     assert not list((voc / "SegmentationClassAug").glob("*.part"))
 

@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 from toys import Blobs, student
 
-from semiseg import stages
 from semiseg.build import load_exported
-from semiseg.checkpoint import Keep
 from semiseg.data import pseudo_labels
-from semiseg.data.digits import Digits
+from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import Split, seeded_split
-from semiseg.fit import Fit
 from semiseg.host_options import STPP
 from semiseg.hosts.supervised import Supervised
 from semiseg.recipes import Recipe, recipe
 from semiseg.runs import Run
-from semiseg.train import train
+from semiseg.training import stages
+from semiseg.training.checkpoint import Keep
+from semiseg.training.loop import Fit
+from semiseg.training.run import train
 
 DATA = Blobs()
 SPLIT = seeded_split(DATA.train, "1_4", 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from toys import Blobs, K, S, batch, student
 
 from semiseg.build import build
+from semiseg.components import entropy
 from semiseg.data.loader import TrainingStream
 from semiseg.data.pseudo_labels import PseudoLabeled, coded, label_images
 from semiseg.data.splits import seeded_split
@@ -20,7 +21,6 @@ from semiseg.host_options import STPP
 from semiseg.hosts.stpp import SelfTraining, pseudo_label, reliability, split_half
 from semiseg.options import WPL
 from semiseg.recipes import recipe
-from semiseg.seams import entropy
 from semiseg.types import IGNORE, Batch, Paste, View
 
 # --- which images are reliable --------------------------------------------------------------

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from toys import Blobs
 
 from semiseg.build import build
-from semiseg.checkpoint import checkpoints, load_state, save_checkpoint
 from semiseg.data.splits import Split, seeded_split
-from semiseg.fit import make_optimizer
 from semiseg.recipes import METHODS, Recipe, recipe
 from semiseg.runs import Run
-from semiseg.train import train
+from semiseg.training.checkpoint import checkpoints, load_state, save_checkpoint
+from semiseg.training.loop import make_optimizer
+from semiseg.training.run import train
 
 DATA = Blobs()
 SPLIT = seeded_split(DATA.train, "1_4", 0)
@@ -174,7 +174,7 @@ def test_a_run_interrupted_while_it_moves_is_not_trained_again(tmp_path: Path, m
         patched.setattr(Path, "rename", fail)
         go(tmp_path / "run", smoke("supervised"))
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("semiseg.train.fit", fail)
+    monkeypatch.setattr("semiseg.training.run.fit", fail)
     assert go(tmp_path / "run", smoke("supervised")).record["last"]["epoch"] == 4
 
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
-    from semiseg.train import _claimed
+    from semiseg.training.run import _claimed
 
     with _claimed(tmp_path / "run.partial"), pytest.raises(ValueError, match="another process is training"):
         go(tmp_path / "run", smoke())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semiseg.seams import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
+from semiseg.components import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
 from semiseg.statistics import pseudo_label_statistics
 from semiseg.types import IGNORE, Output, Paste, Target, View
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semiseg.components import EntropyFilter, entropy, quantile
 from semiseg.hosts.u2pl_contrast import UnreliableContrast
-from semiseg.seams import EntropyFilter, entropy, quantile
 from semiseg.types import IGNORE, Output, Target, View
 
 GOLDEN = torch.load(Path(__file__).parent / "golden" / "u2pl.pt", weights_only=True)

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
+from semiseg.components import ConfidentLabels, NoMix, random_box
 from semiseg.hosts.unimatch import RandomBox, UniMatch
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.wpl import RankWeight
-from semiseg.seams import ConfidentLabels, NoMix, random_box
 from semiseg.types import IGNORE, Batch, Paste, Target, View
 
 

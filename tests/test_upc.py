@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from semiseg.components import entropy
 from semiseg.data.pseudo_labels import coded
 from semiseg.methods.upc import (
     PatchCutMix,
@@ -25,7 +26,6 @@ from semiseg.methods.upc import (
 )
 from semiseg.options import UPC
 from semiseg.recipes import recipe
-from semiseg.seams import entropy
 from semiseg.types import IGNORE, Target, View
 
 SIZES = [(321, 321), (512, 512), (513, 513), (769, 769), (7, 5)]

@@ -9,6 +9,7 @@ from test_upc import classes, drawn, labeled, unlabeled
 from toys import B, K, S, batch, student
 
 from semiseg.build import build
+from semiseg.components import entropy
 from semiseg.hosts.cps import CrossPseudoSupervision
 from semiseg.hosts.cutmix_seg import CutMixSegmentation
 from semiseg.methods.upc import PatchCutMix, patch_mask, patch_sums, top_patches
@@ -22,7 +23,6 @@ from semiseg.methods.upc_controls import (
 )
 from semiseg.options import UPC
 from semiseg.recipes import Recipe, recipe
-from semiseg.seams import entropy
 from semiseg.types import IGNORE, Mixer, Paste, Target, View
 
 

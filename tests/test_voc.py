@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semiseg.data.voc import CLASSES, VOC, voc_palette
+from semiseg.data.sets.voc import CLASSES, VOC, voc_palette
 
 
 def write_mask(path: Path, values: np.ndarray, palette: bool = True) -> None:

@@ -9,11 +9,11 @@ import torch
 import toys
 from torch import Tensor
 
+from semiseg.components import ConfidentLabels, CutMix, weigh_and_mix
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.wpl import RankWeight, nearest, shared_channels, signatures
 from semiseg.options import WPL
-from semiseg.seams import ConfidentLabels, CutMix, weigh_and_mix
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
 GOLDEN = torch.load(Path(__file__).parent / "golden" / "wpl_weights.pt", weights_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..data.sources import SOURCES, Source
+from ..data.fetch.sources import SOURCES, Source
 from ..data.splits import SPLITS
 
 if TYPE_CHECKING:  # the rest is imported by the command that needs it: torch alone takes seconds
@@ -37,7 +37,7 @@ def list_data(
 
 
 def _described(source: Source, place: Path) -> str:
-    from ..data.download import megabytes
+    from ..data.fetch.download import megabytes
 
     size = f"{megabytes(source.size)} to download" if source.size else ""
     rows = {
@@ -67,7 +67,7 @@ def fetch_data(
     Status 2: it cannot be had, or only by hand; the message says how.
     """
     from ..data.families import FAMILIES
-    from ..data.fetch import fetch
+    from ..data.fetch.sets import fetch
 
     place = root or Path("data") / name
     if name not in (*SOURCES, "splits"):
@@ -88,14 +88,14 @@ def fetch_data(
 
 def _by_hand(source: Source, place: Path) -> None:
     """What to do, or what is left to do once it was done."""
-    from ..data.fetch import instructions
+    from ..data.fetch.sets import instructions
 
     if not all((place / folder).is_dir() for folder in source.complete):
         typer.echo(instructions(source.name, place))
         raise typer.Exit(2)
     typer.echo(f"{source.name}: in {place}")
     if source.name == "coco":
-        from ..data.coco import write_masks
+        from ..data.sets.coco import write_masks
 
         for part in ("train2017", "val2017"):
             typer.echo(f"{part}: {write_masks(place, part, progress=sys.stdout.isatty())} masks in {place / 'masks'}")
@@ -119,7 +119,7 @@ def _next_step(name: str, place: Path, voc: Path) -> None:
             f"1464 masks: --data voc --root {place} --train-list train; 10582: semiseg data fetch sbd --voc {place}"
         )
     elif name == "sbd" and voc.is_dir():
-        from ..data.sbd import blended_masks
+        from ..data.fetch.sbd import blended_masks
 
         count = blended_masks(place, voc, progress=sys.stdout.isatty())
         typer.echo(f"{voc / 'SegmentationClassAug'}: masks of {count} training images")
@@ -149,7 +149,7 @@ def check_data(
 
     Status 0: no error.  1: errors were found.  2: the data set cannot be opened, or an option is wrong.
     """
-    from ..data.inspect import inspect, to_html, to_text
+    from ..data.inspect.report import inspect, to_html, to_text
     from ..notebook import open_data, open_split, parse_split
     from ..runs import write_text
 

@@ -35,7 +35,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the scores to this file")] = None,
 ) -> None:
     """Score a model: IoU per class, mIoU and pixel accuracy, by the protocol that its record states."""
-    from ..model import evaluate_model, load_model, recorded, score_record, score_table
+    from ..inference.model import evaluate_model, load_model, recorded, score_record, score_table
     from ..notebook import open_data
     from ..runs import write_text
 
@@ -65,8 +65,8 @@ def predict(
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
     """Predict images of any size.  Exit status 1 if some of them could not be read; all others are written."""
-    from ..model import load_model
-    from ..predict import Wanted, find_images, predict_files
+    from ..inference.model import load_model
+    from ..inference.predict import Wanted, find_images, predict_files
 
     if probabilities not in ("", "npy", "safetensors"):
         raise ValueError(f"unknown format of probabilities {probabilities!r}; expected npy or safetensors")
@@ -93,7 +93,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="replace an earlier export")] = False,
 ) -> None:
     """Write a model to hand on: weights, configuration and model card."""
-    from ..export import export_model
+    from ..inference.export import export_model
     from ..runs import Run
 
     made = export_model(Run.read(run), folder, form, overwrite)  # type: ignore[arg-type]

@@ -61,8 +61,8 @@ def list_missing(
     limit: Annotated[int, typer.Option(min=1, help="How many commands at most.")] = 20,
 ) -> None:
     """What the tables of the book still want, as commands for a shell, most valuable first."""
-    from ..report.missing import RANKS, missing  # pandas and the tables: only for this command
-    from ..report.wanted import Records
+    from semiseg_book.missing import RANKS, missing  # pandas and the tables: only for this command
+    from semiseg_book.wanted import Records
 
     wanted = missing(Records(find_runs(_root(), local=True)), scale)
     rank = None

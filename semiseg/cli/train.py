@@ -46,9 +46,9 @@ def train(
     from ..notebook import open_data, open_split, parse_split, seed_number
     from ..options import UPC, WPL
     from ..recipes import recipe
-    from ..run_folder import run_name
     from ..runs import LOCAL
-    from ..train import train as run_recipe
+    from ..training.folder import run_name
+    from ..training.run import train as run_recipe
 
     share = parse_split(split or ("full" if data == "folder" else "1_8"))
     usual = recipe(method, data, share, scale, seed_number(seed))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.files import FOREIGN, Bytes, decode, table_of, translate
-from semiseg.data.voc import voc_palette
+from semiseg.data.sets.voc import voc_palette
 from semiseg.types import IGNORE
 
 Color = tuple[int, int, int]

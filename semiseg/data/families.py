@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from semiseg.data.download import download
+from semiseg.data.fetch.download import download
 from semiseg.data.splits import Split, split_from_files
 
 RAW = "https://raw.githubusercontent.com"

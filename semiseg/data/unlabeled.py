@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from semiseg.data.dataset import SegmentationData, folders_of, with_mask
-from semiseg.data.facts import OnDisk
 from semiseg.data.files import found, read_rgb, size_of
+from semiseg.data.inspect.facts import OnDisk
 
 
 class WithUnlabeled:

@@ -13,11 +13,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..components import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
 from ..data.boxes import component_boxes
 from ..losses import pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
-from ..seams import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics
 from ..types import IGNORE, Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
 from .supervised import labeled_cross_entropy

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..components import entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..seams import entropy
 from ..types import Mixer, Output, Paste, View
 from .mean_teacher import MeanTeacher
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..components import NoMix, UniformWeight, entropy, weighed
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
-from ..seams import NoMix, UniformWeight, entropy, weighed
 from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy

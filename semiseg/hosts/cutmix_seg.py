@@ -13,9 +13,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..components import CutMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
 from ..losses import squared_error
 from ..models.teacher import Teacher
-from ..seams import CutMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy

@@ -12,9 +12,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..components import NoMix, UniformWeight, weigh_and_mix
 from ..models.mask2former import Mask2Former, MaskQueries, log_probabilities
 from ..models.teacher import Teacher
-from ..seams import NoMix, UniformWeight, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, PixelWeighter, Step, Target, View
 

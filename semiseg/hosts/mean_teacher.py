@@ -12,12 +12,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..components import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
 from ..losses import pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
 from ..models.teacher import Teacher
 from ..options import Divisor
-from ..seams import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics, share, soft_label_statistics
 from ..types import (
     AuxiliaryLoss,

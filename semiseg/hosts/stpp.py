@@ -13,10 +13,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..components import NoMix, UniformWeight, weigh_and_mix
 from ..host_options import SCALES
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
-from ..seams import NoMix, UniformWeight, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
 

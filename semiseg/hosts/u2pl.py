@@ -13,10 +13,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..banks import some
+from ..components import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, quantile, weigh_and_mix
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Divisor
-from ..seams import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, quantile, weigh_and_mix
 from ..statistics import logged, pseudo_label_statistics
 from ..types import AuxiliaryLoss, Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
 from .supervised import labeled_cross_entropy

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, from_everywhere, pixels_at, processes, some
+from ..components import EntropyFilter, quantile
 from ..losses import info_nce
-from ..seams import EntropyFilter, quantile
 from ..types import IGNORE, Output, View
 
 Keys = Literal["others", "own"]

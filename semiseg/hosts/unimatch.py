@@ -13,11 +13,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..components import ConfidentLabels, NoMix, UniformWeight, entropy, random_box
 from ..losses import pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
 from ..options import Divisor
-from ..seams import ConfidentLabels, NoMix, UniformWeight, entropy, random_box
 from ..statistics import logged, pseudo_label_statistics
 from ..types import Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
 from .supervised import labeled_cross_entropy

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import as_pixels
-from ..flows import UNLABELED, MixtureFlow
+from ..components import ConfidentLabels
 from ..hosts.mean_teacher import MeanTeacher
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..seams import ConfidentLabels
 from ..types import IGNORE, Target, View
+from .flow import UNLABELED, MixtureFlow
 
 
 class DensityDescent(nn.Module):

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, from_everywhere, largest, processes, some
+from ..components import EntropyFilter
 from ..hosts.mean_teacher import MeanTeacher
 from ..losses import info_nce
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..seams import EntropyFilter
 from ..types import IGNORE, PseudoLabeler, View
 
 Sampling = Literal["density", "confidence", "random"]

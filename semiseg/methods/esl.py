@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, Draw, pixels_at
+from ..components import CutMix
 from ..hosts.mean_teacher import MeanTeacher
 from ..losses import picked_products
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..parts import Parts, group_means
-from ..seams import CutMix
 from ..types import IGNORE, Output, Target, View
+from .parts import Parts, group_means
 
 Rule = Literal["dynamic", "top", "hard"]
 ClassDivisor = Literal["classes", "present"]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..components import NoMix, random_box
 from ..options import UPC
-from ..seams import NoMix, random_box
 from ..statistics import mixing_statistics
 from ..types import Mixer, Paste, View
 from .upc import PatchCutMix, Rows, draw_donors, paste_labeled
