@@ -74,7 +74,7 @@ lock-check: ## fail if requirements.lock lacks a package, or has one that nothin
 
 bench: $(VENV)/.dev ## time the training steps, the flow and the loader; JSON into _build
 	@mkdir -p $(BUILD)
-	for part in spine loader hosts dgcl esl wpl upc; do $(PY) tests/bench_$$part.py --out $(BUILD)/bench-$$part.json; done
+	for part in spine loader hosts dgcl esl wpl upc; do $(PY) tests/bench/bench_$$part.py --out $(BUILD)/bench-$$part.json; done
 
 notebooks: $(VENV)/.book ## write the notebooks from their scripts, executed on the committed records
 	$(PY) .ci/execute.py

@@ -18,7 +18,7 @@ from semiseg.runs import Run
 from .compare import bar, blank, ordered, scores
 from .style import color, symbol, title
 
-COST = "step-cost.json"  # in runs/, written by tests/bench_hosts.py
+COST = "step-cost.json"  # in runs/, written by tests/bench/bench_hosts.py
 COST_COLUMNS = [
     "label", "method", "ms per step", "step, × supervised", "training, × supervised", "gain", "s.d.", "seeds",
 ]  # fmt: skip
@@ -30,7 +30,7 @@ def read_cost(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         record["how"], record["environment"]["cpu"], record["seconds"]["supervised"]["median"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no cost of steps; write it: python tests/bench_hosts.py --out {path}") from error
+        raise ValueError(f"{path} has no cost of steps; write it: python tests/bench/bench_hosts.py --out {path}") from error
     return record
 
 

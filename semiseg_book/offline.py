@@ -1,7 +1,6 @@
 """The book without a CDN: plotly figures, MathJax and the records that tables link to are served with the pages.
 
-Used twice: as a `myst_nb.mime_renderers` entry point (`PlotlyRenderer`, named in pyproject.toml) and as a Sphinx
-extension (`setup`, named in _config.yml).
+A Sphinx extension, named in _config.yml.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.core.render import load_mime_renders
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 PLOTLY_SCRIPT = "plotly.min.js"
@@ -110,6 +110,8 @@ def copy_records(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, Any]:
     """Sphinx hook."""
+    if PlotlyRenderer not in load_mime_renders():
+        load_mime_renders().append(PlotlyRenderer)  # MyST-NB keeps this list
     app.connect("config-inited", serve_scripts)
     app.connect("html-page-context", choose_scripts)
     app.connect("build-finished", copy_records)

@@ -16,7 +16,7 @@ from semiseg.methods.wpl import RankWeight, nearest, shared_channels, signatures
 from semiseg.options import WPL
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
-GOLDEN = torch.load(Path(__file__).parent / "golden" / "wpl_weights.pt", weights_only=True)
+GOLDEN = torch.load(Path(__file__).parents[1] / "golden" / "wpl_weights.pt", weights_only=True)
 GIVEN, WANTED = GOLDEN["inputs"], GOLDEN["outputs"]
 K, TAU = 21, 0.95
 

@@ -8,7 +8,7 @@ import pytest
 
 from semiseg_book.readme import BEGIN, END
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.py"))]
 RESULT = re.compile(
     r"±|"

@@ -130,7 +130,7 @@ def test_a_file_without_cost_names_the_command(tmp_path: Path) -> None:
 
 
 def test_the_committed_cost_is_of_methods_and_plug_ins() -> None:
-    seconds = cost.read_cost(Path(__file__).parents[1] / "runs" / cost.COST)["seconds"]
+    seconds = cost.read_cost(Path(__file__).parents[2] / "runs" / cost.COST)["seconds"]
     labels = {"supervised", *(m + p for m in METHODS if m != "supervised" for p in ("", "+upc", "+wpl"))}
     assert seconds.keys() - labels == set()
     assert all(v["low"] <= v["median"] <= v["high"] for v in seconds.values())
@@ -162,7 +162,7 @@ def test_disagreements_are_at_least_a_point_and_name_the_papers() -> None:
 
 
 def test_logs_are_checked(tmp_path: Path) -> None:
-    good = (Path(__file__).parents[1] / "book" / findings.LOGS).read_text()
+    good = (Path(__file__).parents[2] / "book" / findings.LOGS).read_text()
     assert len(findings.read_logs()) == good.count("\n") - 1
     (tmp_path / "l.csv").write_text(good.replace("80.91", "90.91"))
     with pytest.raises(ValueError, match="line 2: the best epoch scores less than the last"):

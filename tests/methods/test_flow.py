@@ -10,7 +10,7 @@ from torch import Tensor
 
 from semiseg.methods.flow import UNLABELED, MixtureFlow
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 OFFICIAL_UNLABELED = 300
 
 

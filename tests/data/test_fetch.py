@@ -15,8 +15,9 @@ import pytest
 from web import Site, serving
 
 from semiseg.data.fetch.download import DownloadError, WrongHash
-from semiseg.data.fetch.sets import download, fetched, instructions
-from semiseg.data.fetch.sets import sets as fetch
+from semiseg.data.fetch.sets import fetched, instructions
+from semiseg.data.fetch import download
+from semiseg.data.fetch import sets as fetch
 from semiseg.data.fetch.sources import SOURCES
 
 

@@ -13,7 +13,7 @@ from semiseg.components import EntropyFilter, entropy, quantile
 from semiseg.hosts.u2pl_contrast import UnreliableContrast
 from semiseg.types import IGNORE, Output, Target, View
 
-GOLDEN = torch.load(Path(__file__).parent / "golden" / "u2pl.pt", weights_only=True)
+GOLDEN = torch.load(Path(__file__).parents[1] / "golden" / "u2pl.pt", weights_only=True)
 A, B = GOLDEN["A_all_classes_empty_bank"], GOLDEN["B_all_classes_filled_bank"]
 C, D = GOLDEN["C_constant_pools"], GOLDEN["D_absent_classes"]
 E, SINGLE = GOLDEN["E_negative_keys"], GOLDEN["F_single_class"]

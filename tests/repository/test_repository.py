@@ -10,7 +10,7 @@ import yaml
 
 import semiseg
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EACH_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 MACHINE_PATH = re.compile(rf"(?:{re.escape(str(ROOT))}|/home/|/Users/|/root/|/tmp/|[A-Z]:\\\\Users)[\w.-]*")

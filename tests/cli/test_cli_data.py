@@ -20,7 +20,7 @@ from web import Site, serving
 
 from semiseg.cli import app, main
 from semiseg.data import families
-from semiseg.data.fetch.sets import download
+from semiseg.data.fetch import download
 from semiseg.data.fetch.sources import SOURCES
 
 LABELED, UNLABELED, VAL = ("a", "b", "c"), ("u", "v", "w", "z"), ("x", "y")

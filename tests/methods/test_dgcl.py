@@ -21,7 +21,7 @@ from semiseg.options import DGCL
 from semiseg.recipes import official, paper, recipe
 from semiseg.types import IGNORE, Output, Target, View
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 E = 8
 
 

@@ -15,7 +15,7 @@ from semiseg.models.names import BACKBONES
 from semiseg.models.normalization import DualBatchNorm2d, second_statistics
 from semiseg.models.teacher import Teacher
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("stride", [8, 16])

@@ -8,7 +8,7 @@ from papermill.cli import _resolve_type
 from semiseg.data.splits import SPLITS
 from semiseg.notebook import choice, open_data, parse_split, positive_int, repo_root, seed_number, whole_numbers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", SPLITS)

@@ -6,7 +6,7 @@ import jupytext
 import pytest
 from jupytext.compare import compare_notebooks
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 

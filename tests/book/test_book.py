@@ -12,7 +12,7 @@ import pytest
 
 from semiseg_book import offline as book
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIGURE = {"data": [{"y": [1, 2]}], "layout": {"height": 380, "title": {"text": "</script><b>"}}, "frames": []}
 PAGE = """# A page
 

@@ -13,7 +13,7 @@ from semiseg.methods.ddfp import DensityDescent, ddfp
 from semiseg.methods.flow import UNLABELED
 from semiseg.types import IGNORE, Output, Target, View
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_perturbation_matches_official_attack() -> None:

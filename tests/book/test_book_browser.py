@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = (
