@@ -1,14 +1,15 @@
-"""The plain filling of each seam: what a host does when no paper says otherwise."""
+"""What a host does when no paper says otherwise: its plain parts, and the steps that hosts share."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .types import Output, Paste, PixelWeighter, Target, View
+from .types import Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Target, View
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -151,6 +152,43 @@ def random_box(
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
         if y + h <= height and x + w <= width:
             return slice(y, y + h), slice(x, x + w)
+
+
+def taught(teacher: nn.Module, label: PseudoLabeler, batch: Batch, t: float) -> tuple[View, View]:
+    """The labeled images with their truth and the unlabeled ones, weakly augmented, with the teacher's labels."""
+    n = len(batch.x)
+    predicted: Output = teacher(torch.cat((batch.x, batch.u_weak)))
+    on_u = predicted.rows(n)
+    labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
+    target = label(on_u, batch.u_valid, t)
+    uncertainty = entropy(on_u.logits)
+    return labeled, View(
+        batch.u_weak, target, on_u, entropy=uncertainty, boxes=batch.u_boxes, hidden=batch.u_hidden
+    )  # fmt: skip
+
+
+def given(teacher: nn.Module | None, batch: Batch) -> tuple[View, View]:
+    """The same where the labels of unlabeled images, and their entropy, come from disk (`data.pseudo_labels`).
+
+    teacher: its features go along where somebody weighs pixels by them; None: nobody does.
+    Raises ValueError for batches without such labels.
+    """
+    if batch.u_given is None or batch.u_entropy is None:
+        raise ValueError("retraining needs labels from disk; give it batches of a PseudoLabeled data set")
+    n = len(batch.x)
+    read: Output | None = teacher and teacher(torch.cat((batch.x, batch.u_weak)))
+    labeled = View(batch.x, Target.from_labels(batch.y), read and read.rows(0, n))
+    return labeled, View(
+        batch.u_weak, Target.from_labels(batch.u_given), read and read.rows(n),
+        entropy=batch.u_entropy, boxes=batch.u_boxes, hidden=batch.u_hidden,
+    )  # fmt: skip
+
+
+def pasted(mix: Mixer, weak: View, labeled: View, strong: Tensor | None) -> tuple[Paste, View]:
+    """One paste moves the strong image (None: the weak one) and all that is known about its pixels."""
+    own = weak if strong is None else replace(weak, image=strong)
+    paste = mix(own, labeled)
+    return paste, paste.view(own, labeled)
 
 
 def weigh_and_mix(weigh: PixelWeighter, paste: Paste, own: View, donors: View, mixed: View) -> Target:

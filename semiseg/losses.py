@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .options import Divisor
-from .types import Target
+from .types import Output, Target
 
 
 def _ratio(total: Tensor, divisor: Tensor) -> Tensor:
@@ -36,6 +36,16 @@ def pixel_cross_entropy(logits: Tensor, target: Target, divisor: Divisor = "kept
     if divisor == "kept_scaled":
         return _ratio(_ratio(total, kept) * target.weight.numel(), (target.weight > 0).sum())
     return _ratio(total, kept if divisor == "kept" else target.denominator.sum())
+
+
+def labeled_cross_entropy(output: Output, target: Target) -> Tensor:
+    """The labeled term of every host (DDFP Eq. 1)."""
+    return pixel_cross_entropy(output.logits, target)
+
+
+def hard_pixel_cross_entropy(output: Output, target: Target) -> Tensor:
+    """The labeled term over hard pixels only, as on Cityscapes (`ohem_cross_entropy`)."""
+    return ohem_cross_entropy(output.logits, target)
 
 
 def squared_error(logits: Tensor, target: Target, over_classes: Literal["mean", "sum"] = "mean") -> Tensor:

@@ -1,194 +1,125 @@
-"""What notebooks call: checks of the parameters papermill injected, the data they name, and the run itself."""
+"""What notebooks call: one function that turns their parameters into a recipe, images and a partition, and trains."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .checkout import repo_root as repo_root
-from .data.dataset import SegmentationData, with_mask
-from .data.families import partitions, published_split
-from .data.sets.camvid import CamVid
-from .data.sets.cityscapes import Cityscapes
-from .data.sets.coco import COCO
-from .data.sets.digits import Digits
-from .data.sets.folder import Folder
-from .data.sets.voc import VOC
-from .data.shrunk import Shrunk
-from .data.splits import SPLITS, Split, seeded_split, split_from_files
-from .data.unlabeled import WithUnlabeled
-from .recipes import Recipe
+from .data.dataset import SegmentationData
+from .data.open import open_data, open_split, parse_split, seed_number, whole_number
+from .data.splits import Split
+from .options import one_of, unknown
+from .recipe import Recipe, reading, recipe, with_plug_ins
 from .runs import LOCAL, RECORD, Run, find_runs
 from .training.folder import run_name
 from .training.run import train
 
-
-def parse_split(value: object, family: str = "") -> str:
-    """The name of a partition from any spelling of it: 1_8, "1_8", "1/8" and the integer 18 are the same.
-
-    Args:
-        value: the name.
-        family: of published lists, as "cps" (`data.families.FAMILIES`); empty: the seeded partitions.
-
-    Raises ValueError, with the valid names, for anything else.
-    """
-    names = partitions(family) if family else SPLITS
-    # `papermill -p split 1_8` injects the integer 18, since Python and YAML 1.1 allow underscores in numbers.
-    integers = {int(name): name for name in names if name != "full"}
-    name = value
-    if isinstance(value, str):
-        name = value.strip().replace("/", "_")
-    elif isinstance(value, int):
-        name = integers.get(value)
-    if isinstance(name, str) and name in names:
-        return name
-    raise ValueError(f"unknown split {value!r}; expected one of {', '.join(names)}")
-
-
-def choice(parameter: str, value: object, valid: Iterable[str]) -> str:
-    """The value if it is one of the valid names, otherwise a ValueError that lists them."""
-    names = tuple(valid)
-    if isinstance(value, str) and value in names:
-        return value
-    raise ValueError(f"unknown {parameter} {value!r}; expected one of {', '.join(names)}")
-
-
-def whole_number(parameter: str, value: object, minimum: int, maximum: float = math.inf) -> int:
-    """The value if it is an integer in the range, otherwise a ValueError that states the range."""
-    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
-        return value
-    valid = f"{minimum} or more" if maximum == math.inf else f"{minimum} to {maximum}"
-    raise ValueError(f"{parameter}: {value!r} is not a whole number in the valid range, {valid}")
-
-
-def whole_numbers(parameter: str, value: object, minimum: int, maximum: float = math.inf) -> tuple[int, ...]:
-    """Whole numbers in the range, from "2,3,5", 5 or a list; otherwise a ValueError that states the range."""
-    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    if not given:
-        raise ValueError(f"{parameter}: no number given, expected one or more, separated by commas")
-    parsed = [int(v) if isinstance(v, str) and v.strip().isdecimal() else v for v in given]
-    return tuple(whole_number(parameter, v, minimum, maximum) for v in parsed)
-
-
-def positive_int(parameter: str, value: object) -> int:
-    """A whole number of at least 1."""
-    return whole_number(parameter, value, 1)
-
-
-def seed_number(value: object) -> int:
-    """A seed that torch, NumPy and Python all accept: 0 to 2**32 - 1."""
-    return whole_number("seed", value, 0, 2**32 - 1)
-
-
-def open_data(
-    data: str,
-    root: str = "",
-    classes: str = "",
-    train_list: str = "train_aug",
-    *,
-    unlabeled: str = "",
-    longest: int = 0,
-) -> SegmentationData:
-    """The data set a notebook's parameters name.
-
-    Args:
-        data: "digits" (embedded), "voc", "cityscapes", "camvid", "coco" (folders in their official layouts), or
-            "folder": your own images and masks (see `data.folder.Folder`).
-        root: folder of the images; for all but "digits".
-        classes: comma-separated names; empty: all.  For "voc" the classes to keep, the others are ignored.  For
-            "folder" the names in the order of their ids, or a TOML or JSON file that says what masks hold.
-        train_list: list of training images: for "voc" its name below ImageSets/Segmentation, else a file below root;
-            the default, or empty, stands for all training images of the others.
-        unlabeled: folder of further unlabeled images, added to any data set of files.
-        longest: images are made so small that their longer side has at most so many pixels; 0: they stay as they are.
-    """
-    if choice("data", data, _OPEN) == "digits":
-        if root:
-            raise ValueError(f"data='digits' is embedded and has no root, got root={root!r}; did you mean data='voc'?")
-        return Digits()
-    if not root:
-        raise ValueError(f"data={data!r} needs root: {_ROOTS[data]}")
-    opened = _OPEN[data](Path(root).expanduser(), classes, train_list)
-    if unlabeled:
-        opened = WithUnlabeled(opened, Path(unlabeled).expanduser())
-    return Shrunk(opened, whole_number("longest", longest, 16)) if longest else opened
-
-
-def _open_voc(root: Path, classes: str, train_list: str) -> SegmentationData:
-    if (root / "images").is_dir() and not (root / "JPEGImages").is_dir():
-        raise FileNotFoundError(
-            f"{root} holds images but no JPEGImages; data='voc' is PASCAL VOC, your own images are data='folder'"
-        )
-    return VOC(root, classes=_names(classes), train_list=train_list or _VOC_LIST)
-
-
-def _open_folder(root: Path, classes: str, train_list: str) -> SegmentationData:
-    file = classes.endswith((".toml", ".json"))
-    return Folder(root, classes=classes if file else _names(classes), train_list=_list_of(train_list))
-
-
-def _open_benchmark(
-    make: Callable[..., SegmentationData], root: Path, classes: str, train_list: str
-) -> SegmentationData:
-    if classes:
-        raise ValueError(f"classes can be chosen for data='voc' and named for data='folder' only, got {classes!r}")
-    return make(root, train_list=_list_of(train_list))
-
-
-def _names(classes: str) -> list[str] | None:
-    return [name.strip() for name in classes.split(",")] if classes else None
-
-
-def _list_of(train_list: str) -> str | None:
-    """None for the default, which is the name of VOC's list."""
-    return train_list if train_list not in ("", _VOC_LIST) else None
-
-
-_VOC_LIST = "train_aug"
-_OPEN: dict[str, Callable[[Path, str, str], SegmentationData]] = {
-    "digits": lambda *_: Digits(),
-    "voc": _open_voc,
-    "cityscapes": partial(_open_benchmark, Cityscapes),
-    "camvid": partial(_open_benchmark, CamVid),
-    "coco": partial(_open_benchmark, COCO),
-    "folder": _open_folder,
+# Parameters of every notebook that trains: default, and what it is.  Their cells hold these lines; a test compares.
+PARAMETERS: dict[str, tuple[object, str]] = {
+    "split": ("1_8", "labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names"),
+    "data": ("digits", "digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)"),
+    "scale": ("tiny", "smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)"),
+    "seed": (0, "of everything random"),
+    "changes": ("", 'changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them'),
+    "root": ("", "folder of the data set in its official layout; of your own: with images/ and masks/"),
+    "classes": (
+        "",
+        "voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all",
+    ),
+    "train_list": ("train_aug", "voc: name of the list of training images; others: a file below root; unchanged: all"),
+    "labeled_list": ("", "a list file of labeled images, instead of the seeded partition"),
+    "family": (
+        "",
+        "published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones",
+    ),
+    "workers": (0, "data loading processes"),
+    "overwrite": (False, "train again where this very run is finished, instead of reading it"),
 }
-_ROOTS = {
-    "voc": "the folder with JPEGImages, SegmentationClass(Aug) and ImageSets",
-    "cityscapes": "the folder with leftImg8bit and gtFine",
-    "camvid": "the folder with train, trainannot, val and valannot",
-    "coco": "the folder with train2017, val2017 and masks",
-    "folder": "the folder with images and masks",
-}
+_OF_THE_SHELL = ("In", "Out")  # names of simple values that IPython puts beside the parameters
 
 
-def open_split(
-    data: SegmentationData, split: str, seed: int, labeled_list: str = "", family: str = "", lists: str = "data/splits"
-) -> Split:
-    """The seeded partition of a name, or a published one, or the one a list file of labeled images gives.
+class BadInput(ValueError):
+    """Wrong input; a notebook shows its one line in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython's hook."""
+        return [f"semiseg: {self}"]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Foreseen errors become `BadInput`."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise BadInput(str(error)) from None
+
+
+def declared(name: str) -> str:
+    """The line that declares a shared parameter in a notebook."""
+    default, meaning = PARAMETERS[name]
+    value = f'"{default}"' if isinstance(default, str) else repr(default)
+    return f"{name} = {value}  # {meaning}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a notebook works with."""
+
+    recipe: Recipe
+    data: SegmentationData
+    split: Split
+    workers: int = 0
+    overwrite: bool = False
+
+    def train(self, recipe: Recipe | None = None) -> Run:
+        """Train the recipe, or another one on the same images: see `train_or_reuse`."""
+        with one_line():
+            return train_or_reuse(
+                recipe or self.recipe, self.data, self.split, workers=self.workers, overwrite=self.overwrite
+            )
+
+
+def prepare(method: str, given: Mapping[str, Any], *, plug_ins: str = "", own: Sequence[str] = ()) -> Prepared:
+    """The recipe, images and partition that the parameters of a notebook name.
 
     Args:
-        data: its training images are divided.
-        split: name of the partition.
-        seed: of the seeded partition.
-        labeled_list: file of labeled images; all others are unlabeled.
-        family: of published lists, as "cps" (`data.families.FAMILIES`).
-        lists: folder of published lists, filled by `semiseg data fetch splits`; below the repository unless absolute.
+        method: a method.
+        given: names and values of the notebook, as from `globals()`: the shared parameters (`PARAMETERS`), where the
+            notebook has it `variant` ("default", "paper" or "official"), and its own.
+        plug_ins: names of plug-ins.
+        own: names of further parameters, which the notebook reads itself.
 
-    Images without mask are never labeled: where there are some, "full" labels all the others.
-
-    Raises ValueError where both a family and a list file are given, and what their readers raise.
+    Raises:
+        BadInput: a parameter there is not, or a value that is refused, in one line.
     """
-    if family and labeled_list:
-        raise ValueError(f"family={family!r} and labeled_list={labeled_list!r} are two splits; give one of them")
-    if family:
-        return published_split(family, split, repo_root() / Path(lists).expanduser(), data.train)
-    if labeled_list:
-        return split_from_files(labeled_list, None, data.train)
-    return seeded_split(data.train, split, seed, with_mask(data))
+    with one_line():
+        known = {*PARAMETERS, "variant", *own}
+        for name, value in given.items():
+            simple = isinstance(value, str | int | float | bool | list | tuple | dict | None)
+            if simple and not name.startswith("_") and name not in known and name not in _OF_THE_SHELL:
+                raise ValueError(unknown("parameter", name, sorted(known & given.keys())))
+        p = {name: given.get(name, default) for name, (default, _) in PARAMETERS.items()}
+        split, seed = parse_split(p["split"], p["family"]), seed_number(p["seed"])
+        if not isinstance(p["changes"], str):
+            raise ValueError(f"changes is a text such as 'ddfp.eps=1', got {p['changes']!r}")
+        one_of("overwrite", p["overwrite"], (True, False))
+        made = with_plug_ins(recipe(method, p["data"], split, p["scale"], seed), plug_ins)
+        made = reading(made, given.get("variant", "default")).changed(p["changes"])
+        data = open_data(p["data"], p["root"], p["classes"], p["train_list"])
+        partition = open_split(data, split, seed, p["labeled_list"], p["family"], _lists())
+        workers = whole_number("workers", p["workers"], 0)
+        return Prepared(replace(made, split=partition.name), data, partition, workers, p["overwrite"])
+
+
+def _lists() -> Path:
+    """Where published lists lie, whatever folder the notebook runs in."""
+    return repo_root() / "data" / "splits"
 
 
 def train_or_reuse(

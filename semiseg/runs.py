@@ -14,12 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .recipes import label_of
-
 if TYPE_CHECKING:  # torch and pandas take seconds, and to list records needs neither
     import pandas as pd
 
 RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
+RECIPE = "recipe.toml"  # the complete recipe, as `semiseg train --config` reads it
 DETECTIONS = "detections.safetensors"  # and .json; of runs that asked a detector
 LISTS = ("labeled.txt", "unlabeled.txt", "held_out.txt")
 LOCAL = "local"  # runs/local is not committed
@@ -71,6 +70,8 @@ class Run:
     @property
     def label(self) -> str:
         """The method and its plug-ins, as in 'cps+upc'."""
+        from .recipe import label_of
+
         return label_of(self.record["recipe"])
 
     @property
@@ -168,7 +169,7 @@ def keep(folder: Path, root: Path, weights: bool = False) -> Path:
     target = root.joinpath(*parts[-2:])
     target.mkdir(parents=True, exist_ok=True)
     shown = (WEIGHTS, DETECTIONS, DETECTIONS.replace(".safetensors", ".json")) if weights else ()
-    for name in (RECORD, METRICS, *LISTS, *shown):
+    for name in (RECORD, RECIPE, METRICS, *LISTS, *shown):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     return target

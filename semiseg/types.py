@@ -8,11 +8,13 @@ Sizes, used in every shape comment:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -189,7 +191,7 @@ class Step(NamedTuple):
     statistics: dict[str, Tensor]  # (2,) each: a sum and a count, pooled over an epoch before they are divided
 
 
-# --- the seams of a training step ---------------------------------------------------------
+# --- the places of a training step that a paper fills ---------------------------------------------------------
 
 
 class PseudoLabeler(Protocol):
@@ -240,8 +242,53 @@ class AuxiliaryLoss(Protocol):
     def __call__(self, labeled: View, unlabeled: View, t: float) -> Tensor: ...
 
 
-class Host(Protocol):
-    """A training scheme: two verbs, called by `train.fit` and by nothing else."""
+@runtime_checkable
+class Exporting(Protocol):
+    """A part of a host with state that belongs to the trained model, as DDFP's flow."""
 
-    def losses(self, batch: Batch, t: float) -> Step: ...
-    def after_step(self) -> None: ...
+    def exported_state(self) -> Mapping[str, Tensor]:
+        """Tensors by their name inside the part."""
+        ...
+
+
+@runtime_checkable
+class SelfOptimizing(Protocol):
+    """A part of a host that trains parameters itself, inside the step, with an optimizer of its own."""
+
+    def own_parameters(self) -> Iterable[nn.Parameter]: ...
+
+
+class Host(nn.Module, ABC):
+    """A training scheme: what `training.loop.fit` calls, and nothing else.
+
+    `losses` reads a batch and returns what is minimized; `after_step` follows the optimizer's step.  A subclass sets
+    `student`, which is trained and judged, and `teacher`, `models.teacher.Teacher` of it, which is judged and exported.
+    Parts that a host is given are children: what one of them exports or optimizes itself, it says (`Exporting`,
+    `SelfOptimizing`); no name decides.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+
+    @abstractmethod
+    def losses(self, batch: Batch, t: float) -> Step:
+        """One step without its optimizer; t in [0, 1) is the share of training done."""
+
+    def after_step(self) -> None:
+        """The teacher follows the student."""
+        self.teacher.follow(self.student)  # type: ignore[operator]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What is scored after an epoch: the bare network behind each name, image (B, 3, H, W) -> Output."""
+        return {"student": self.student, "teacher": self.teacher.model}  # type: ignore[dict-item]
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """What a finished run keeps, by the names of `state_dict`: the teacher's network, and what parts export."""
+        parts: dict[str, Mapping[str, Any]] = {"teacher.model": self.networks()["teacher"].state_dict()}
+        parts |= {name: part.exported_state() for name, part in self.named_children() if isinstance(part, Exporting)}
+        named = ((f"{name}.{key}", value) for name, state in parts.items() for key, value in state.items())
+        return {key: value for key, value in named if isinstance(value, Tensor)}
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the common optimizer leaves alone, since a part trains them itself."""
+        return [p for part in self.children() if isinstance(part, SelfOptimizing) for p in part.own_parameters()]

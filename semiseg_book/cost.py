@@ -30,7 +30,9 @@ def read_cost(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         record["how"], record["environment"]["cpu"], record["seconds"]["supervised"]["median"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no cost of steps; write it: python tests/bench/bench_hosts.py --out {path}") from error
+        raise ValueError(
+            f"{path} has no cost of steps; write it: python tests/bench/bench_hosts.py --out {path}"
+        ) from error
     return record
 
 

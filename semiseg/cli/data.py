@@ -150,7 +150,7 @@ def check_data(
     Status 0: no error.  1: errors were found.  2: the data set cannot be opened, or an option is wrong.
     """
     from ..data.inspect.report import inspect, to_html, to_text
-    from ..notebook import open_data, open_split, parse_split
+    from ..data.open import open_data, open_split, parse_split
     from ..runs import write_text
 
     if unlabeled_list and not labeled_list:

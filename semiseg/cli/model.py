@@ -35,8 +35,8 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the scores to this file")] = None,
 ) -> None:
     """Score a model: IoU per class, mIoU and pixel accuracy, by the protocol that its record states."""
+    from ..data.open import open_data
     from ..inference.model import evaluate_model, load_model, recorded, score_record, score_table
-    from ..notebook import open_data
     from ..runs import write_text
 
     model = load_model(run, device)

@@ -53,22 +53,3 @@ def publish(folders: Folders) -> None:
     """Copy finished local runs with their weights, for runs that a committed notebook shows."""
     for folder in folders:
         typer.echo(keep(folder, _root(), weights=True))
-
-
-@app.command("missing")
-def list_missing(
-    scale: Annotated[str, typer.Option(help="tiny (the embedded set) or paper.")] = "tiny",
-    limit: Annotated[int, typer.Option(min=1, help="How many commands at most.")] = 20,
-) -> None:
-    """What the tables of the book still want, as commands for a shell, most valuable first."""
-    from semiseg_book.missing import RANKS, missing  # pandas and the tables: only for this command
-    from semiseg_book.wanted import Records
-
-    wanted = missing(Records(find_runs(_root(), local=True)), scale)
-    rank = None
-    for item in wanted[:limit]:
-        if item.rank != rank:
-            rank = item.rank
-            typer.echo(f"# {RANKS[rank]}")
-        typer.echo(item.command)
-    typer.echo(f"# {min(limit, len(wanted))} of {len(wanted)} runs that are wanted and not here")

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ..recipes import Recipe
+    from ..recipe import Recipe
 
 
 def train(
-    method: Annotated[str, typer.Option(help="supervised, mean_teacher, unimatch, ddfp, ...")] = "mean_teacher",
-    data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "digits",
+    method: Annotated[str, typer.Option(help="see `semiseg methods`; none: mean_teacher, or the file's")] = "",
+    plug_ins: Annotated[str, typer.Option(help="upc, wpl or both, separated by commas")] = "",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="part.option=value, as in ddfp.eps=1; may be repeated")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of a recipe, as every run has one; read first")] = None,
+    data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "",
     root: Annotated[str, typer.Option(help="folder of the data set")] = "",
     split: Annotated[
         str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2, full; empty: 1_8, of a folder full")
     ] = "",
-    scale: Annotated[str, typer.Option(help="smoke (seconds), tiny (minutes) or paper")] = "tiny",
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    scale: Annotated[str, typer.Option(help="smoke (seconds), tiny (minutes) or paper; empty: tiny")] = "",
+    seed: Annotated[int | None, typer.Option(help="of everything random; none: 0")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; none: below runs/local")] = None,
     labeled_list: Annotated[str, typer.Option(help="a list file of labeled images instead of --split")] = "",
+    family: Annotated[str, typer.Option(help="published lists the split is of: classic, cps, u2pl, ...")] = "",
+    lists: Annotated[str, typer.Option(help="folder of published lists")] = "data/splits",
     classes: Annotated[str, typer.Option(help="names separated by commas, or a TOML file in root")] = "",
     train_list: Annotated[str, typer.Option(help="voc: the list of training images")] = "train_aug",
     unlabeled: Annotated[str, typer.Option(help="folder of further unlabeled images")] = "",
     longest: Annotated[int, typer.Option(help="shrink images to so many pixels on the longer side; 0: not")] = 0,
-    upc: Annotated[bool, typer.Option("--upc", help="plug UPC in")] = False,
-    wpl: Annotated[bool, typer.Option("--wpl", help="plug WPL in")] = False,
-    backbone: Annotated[str, typer.Option(help="encoder; timm:NAME for one of timm")] = "",
-    weights: Annotated[str, typer.Option(help="of the encoder: imagenet, a file, or none")] = "",
-    crop: Annotated[int, typer.Option(help="side of the training crops, pixels; 0: the recipe's")] = 0,
-    batch: Annotated[int, typer.Option(help="labeled images per step, and as many unlabeled; 0: the recipe's")] = 0,
-    epochs: Annotated[int, typer.Option(help="0: the recipe's")] = 0,
-    lr: Annotated[float, typer.Option(help="learning rate of the encoder; 0: the recipe's")] = 0.0,
-    held_out: Annotated[float, typer.Option(help="share of the labeled images that chooses the epoch")] = 0.0,
     workers: Annotated[int, typer.Option(help="data loading processes")] = 0,
     cache: Annotated[float, typer.Option(help="GiB of memory for decoded images, per process")] = 0.0,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on the CPU")] = 1,
@@ -43,19 +41,20 @@ def train(
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
     """Train a recipe.  An interrupted run goes on with the same command."""
-    from ..notebook import open_data, open_split, parse_split, seed_number
-    from ..options import UPC, WPL
-    from ..recipes import recipe
+    from ..data.open import open_data, open_split, parse_split
+    from ..recipe import with_plug_ins
     from ..runs import LOCAL
     from ..training.folder import run_name
     from ..training.run import train as run_recipe
 
-    share = parse_split(split or ("full" if data == "folder" else "1_8"))
-    usual = recipe(method, data, share, scale, seed_number(seed))  # type: ignore[arg-type]
-    made = replace(usual, upc=UPC() if upc else None, wpl=WPL() if wpl else None)
-    made = _changed(made, backbone, weights, crop, batch, epochs, lr, held_out)
-    images = open_data(data, root, classes, train_list, unlabeled=unlabeled, longest=longest)
-    partition = open_split(images, made.split, seed, labeled_list)
+    asked = {"method": method, "data": data, "scale": scale, "seed": seed}
+    head = {name: value for name, value in asked.items() if value not in ("", None)}
+    if split:
+        head["split"] = parse_split(split, family)
+    usual = with_plug_ins(_base(config, head), plug_ins)
+    made = usual.changed(" ".join(changes or ()))
+    images = open_data(made.data, root, classes, train_list, unlabeled=unlabeled, longest=longest)
+    partition = open_split(images, made.split, made.seed, labeled_list, family, lists)
     made = replace(made, split=partition.name)
     if hint := lr_hint(usual, made):
         typer.secho(hint, err=True, fg="yellow")
@@ -71,18 +70,13 @@ def train(
     typer.echo(run.line())
 
 
-def _changed(
-    made: Recipe, backbone: str, weights: str, crop: int, batch: int, epochs: int, lr: float, held_out: float
-) -> Recipe:
-    """The recipe with what the command line says otherwise."""
-    n = {"backbone": backbone, "weights": None if weights == "none" else weights}
-    if weights == "" and backbone:
-        n["weights"] = "imagenet" if backbone != "tiny" else None
-    network = replace(made.network, **{k: v for k, v in n.items() if v != ""})  # type: ignore[arg-type]
-    o = {name: v for name, v in (("crop", crop), ("batch", batch), ("epochs", epochs), ("lr", lr)) if v}
-    optimization = replace(made.optimization, **o)  # type: ignore[arg-type]
-    evaluation = replace(made.evaluation, held_out=held_out) if held_out else made.evaluation
-    return replace(made, network=network, optimization=optimization, evaluation=evaluation)
+def _base(config: Path | None, head: dict[str, Any]) -> Recipe:
+    """The recipe of a file, or the usual one; what the command line says of method, data, ... goes before."""
+    from ..recipe import from_toml, recipe
+
+    if config is not None:
+        return from_toml(config.read_text(encoding="utf-8"), **head)
+    return recipe(**({"method": "mean_teacher", "split": "full" if head.get("data") == "folder" else "1_8"} | head))
 
 
 def lr_hint(usual: Recipe, made: Recipe) -> str:
@@ -95,5 +89,5 @@ def lr_hint(usual: Recipe, made: Recipe) -> str:
         return ""
     return (
         f"batch {now.batch} instead of the recipe's {before.batch}, learning rate {now.lr:g}: in proportion to "
-        f"the batch it would be --lr {rate:g}"
+        f"the batch it would be --set optimization.lr={rate:g}"
     )

@@ -7,20 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..components import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
+from ..build import criterion, make_student, mixer, teacher_options, weigher
+from ..components import ConfidentLabels, CutMix, NoMix, UniformWeight, pasted, taught, weigh_and_mix
 from ..data.boxes import component_boxes
-from ..losses import pixel_cross_entropy
-from ..models.deeplabv3plus import DeepLabV3Plus
+from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
+from ..options import Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics
-from ..types import IGNORE, Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import IGNORE, Batch, Host, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class AELOptions(Options):
+    """AEL; tau and decay are in `Consistency`.  Defaults are for PASCAL VOC."""
+
+    part = "ael"
+    momentum: float = option(0.999, "of the confidence bank", symbol="α", ge=0, lt=1)
+    absent_decays: bool = option(False, "True: a class absent from a batch counts as probability 0 (released code)")
+    random_start: bool = option(False, "True: confidences start anywhere in (0, 1) (released code)")
+    least_area: float = option(0.03, "share of the image of a component that is cut out; Cityscapes 0.005", gt=0)
+    paste_p: float = option(0.5, "probability that a labeled image receives anything", ge=0, le=1)
+    paste_classes: int = option(1, "classes pasted into it; Cityscapes 3", gt=0)
+    paste_among: tuple[int, ...] | None = option(None, "classes that may be pasted; none: all but class 0")
+    on_labeled: bool = option(True, "consistency with the teacher on labeled images too (released code)")
+    gamma: float = option(1.0, "exponent of the sampling", symbol="γ", ge=0)
+    unlabeled_weight: float = option(1.0, "of both consistency terms", ge=0)
 
 
 class ConfidenceBank(nn.Module):
@@ -77,7 +99,7 @@ class AdaptiveCutMix:
         least: area of a component that is big enough, share of the image.
     """
 
-    def __init__(self, bank: ConfidenceBank, least: float = 0.03) -> None:
+    def __init__(self, bank: ConfidenceBank, least: float) -> None:
         self.bank, self.least = bank, least
 
     def __call__(self, own: View, donors: View) -> Paste:
@@ -109,9 +131,7 @@ class CopyPaste:
             where that drops aeroplane, bicycle, cat and cow; None: all but 0.
     """
 
-    def __init__(
-        self, bank: ConfidenceBank, p: float = 0.5, number: int = 1, among: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, bank: ConfidenceBank, p: float, number: int, among: tuple[int, ...] | None = None) -> None:
         self.bank, self.p, self.number = bank, p, number
         self.among = among or tuple(range(1, len(bank.value)))
 
@@ -145,7 +165,7 @@ def _resized(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return canvas, mask
 
 
-class AEL(nn.Module):
+class AEL(Host):
     """L = L_sup + L_con(labeled) + L_con(unlabeled), each pixel of L_con weighted and sampled.
 
     A pixel's weight is the square of the teacher's confidence; it is learned from with probability
@@ -153,55 +173,49 @@ class AEL(nn.Module):
 
     Args:
         student: a segmentation network.
+        options: the numbers.
         bank: class confidences.
         paste: labeled images -> labeled images; None: as they are.
-        on_labeled: consistency with the teacher on labeled images too (released code).
-        gamma: of the sampling.
-        unlabeled_weight: of both consistency terms.
         criterion: of the labeled term; OHEM in the released code, on both data sets.
         decay, own_statistics: of the teacher; the released one predicts in training mode.
     """
 
     def __init__(
         self,
-        student: DeepLabV3Plus,
+        student: nn.Module,
+        options: AELOptions,
         bank: ConfidenceBank,
         *,
         label: PseudoLabeler | None = None,
         weigh: PixelWeighter | None = None,
         mix: Mixer | None = None,
         paste: CopyPaste | None = None,
-        on_labeled: bool = True,
-        gamma: float = 1.0,
-        unlabeled_weight: float = 1.0,
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.99,
         own_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.teacher, self.bank = student, Teacher(student, decay, own_statistics), bank
-        self.label, self.mix = label or ConfidentLabels(0.7), mix or AdaptiveCutMix(bank)
-        self.weigh, self.paste, self.on_labeled = weigh or UniformWeight(), paste, on_labeled
-        self.gamma, self.unlabeled_weight, self.criterion = gamma, unlabeled_weight, criterion
+        self.label, self.mix = label or ConfidentLabels(0.7), mix or AdaptiveCutMix(bank, options.least_area)
+        self.weigh, self.paste, self.options, self.criterion = weigh or UniformWeight(), paste, options, criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
-        x, y = (batch.x, batch.y) if self.paste is None else self.paste(batch.x, batch.y)
-        n = len(x)
+        if self.paste is not None:
+            x, y = self.paste(batch.x, batch.y)
+            batch = batch._replace(x=x, y=y)
+        n, weight = len(batch.x), self.options.unlabeled_weight
 
         # 1. the teacher reads labeled and weak images; where it is sure it counts more
-        predicted = self.teacher(torch.cat((x, batch.u_weak)))
-        on_u = predicted.rows(n)
-        labeled = View(x, Target.from_labels(y), predicted.rows(0, n))
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
-        sure = replace(label, weight=label.weight * _certainty(on_u))
-        weak = View(batch.u_weak, sure, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        labeled, weak = taught(self.teacher, self.label, batch, t)
+        label, on_x = weak.target, labeled.teacher
+        assert on_x is not None and weak.teacher is not None
+        weak = replace(weak, target=label.only(_certainty(weak.teacher)))
 
         # 2. boxes of badly learned classes; no other colors
-        paste = self.mix(weak, labeled)
-        mixed = paste.view(weak, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, None)
 
         # 3. the student, and what it says about the labeled classes
-        output = self.student(torch.cat((x, mixed.image)))
+        output = self.student(torch.cat((batch.x, mixed.image)))
         labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n))
         self.bank.update(output.logits[:n], labeled.target)
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
@@ -209,12 +223,11 @@ class AEL(nn.Module):
         # 4. losses over sampled pixels
         losses = {
             "labeled": self.criterion(output.rows(0, n), labeled.target),
-            "unlabeled": self.unlabeled_weight * self._consistency(output.logits[n:], target),
+            "unlabeled": weight * self._consistency(output.logits[n:], target),
         }
-        if self.on_labeled:
-            on_l = self.label(predicted.rows(0, n), torch.ones_like(y, dtype=torch.bool), t)
-            on_l = replace(on_l, weight=on_l.weight * _certainty(predicted.rows(0, n)))
-            losses["labeled_consistency"] = self.unlabeled_weight * self._consistency(output.logits[:n], on_l)
+        if self.options.on_labeled:
+            on_l = self.label(on_x, torch.ones_like(batch.y, dtype=torch.bool), t).only(_certainty(on_x))
+            losses["labeled_consistency"] = weight * self._consistency(output.logits[:n], on_l)
         statistics = pseudo_label_statistics(label, batch.u_hidden) | logged(self.weigh, self.mix)
         spread = torch.stack((self.bank.value.max() - self.bank.value.min(), self.bank.value.new_ones(())))
         return Step(losses, statistics | {"confidence_spread": spread})
@@ -222,14 +235,43 @@ class AEL(nn.Module):
     def _consistency(self, logits: Tensor, target: Target) -> Tensor:
         """sum(w CE) / sum(w) over the pixels that the sampling keeps; one random map per class for the whole batch."""
         chance = torch.rand(len(self.bank.value), *logits.shape[-2:], device=logits.device)
-        kept = chance < self.bank.keep_rate(self.gamma)[:, None, None]
+        kept = chance < self.bank.keep_rate(self.options.gamma)[:, None, None]
         picked = kept.expand(len(logits), -1, -1, -1).gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         return pixel_cross_entropy(logits, target.only(picked.float()), "kept")
-
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
 
 
 def _certainty(output: Output) -> Tensor:
     """Square of the highest probability, (B, H, W)."""
     return output.logits.float().softmax(1).amax(1) ** 2
+
+
+def build(recipe: Recipe, classes: int) -> AEL:
+    student, o = make_student(recipe, classes), recipe[AELOptions]
+    bank = ConfidenceBank(classes, o.momentum, o.absent_decays, o.random_start)
+    return AEL(
+        student, o, bank, label=ConfidentLabels(recipe.consistency.tau), weigh=weigher(recipe, classes),
+        mix=mixer(recipe, AdaptiveCutMix(bank, o.least_area), classes),
+        paste=CopyPaste(bank, o.paste_p, o.paste_classes, o.paste_among) if o.paste_p else None,
+        criterion=criterion(recipe), **teacher_options(recipe),
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """AEL's released numbers at paper scale: OHEM on both data sets."""
+    base = base.having(replace(base.consistency, decay=0.99))
+    if base.scale != "paper":
+        return base
+    city = base.data == "cityscapes"
+    return base.having(
+        replace(base.network, output_stride=8),
+        replace(base.optimization, lr=1e-2, head_lr_factor=10.0, ohem=True),
+        replace(base.consistency, tau=0.0 if city else 0.7),
+        AELOptions(least_area=0.005, paste_classes=3) if city else base[AELOptions],
+    )
+
+
+METHOD = Method(
+    "ael", title="AEL", color="#17a2a2", options=AELOptions, build=build, reads=("tau", "decay", "teacher"),
+    settings=settings, unlabeled_weights=("ael.unlabeled_weight",), paper="Hu et al., NeurIPS 2021", cite="hu2021ael",
+    year=2021, chapter="notebooks/hosts",
+)  # fmt: skip

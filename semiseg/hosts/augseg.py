@@ -6,15 +6,39 @@ The host is MeanTeacher; what is AugSeg's own is the strong view (data/intensity
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..build import mixer
 from ..components import entropy
-from ..models.deeplabv3plus import DeepLabV3Plus
-from ..types import Mixer, Output, Paste, View
-from .mean_teacher import MeanTeacher
+from ..data.intensity import RandomIntensity
+from ..options import Evaluation, Optimization, Options, option, options
+from ..registry import Method
+from ..types import Output, Paste, View
+from .mean_teacher import MeanTeacher, mean_teacher
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class AugSegOptions(Options):
+    """AugSeg; tau and decay are in `Consistency`."""
+
+    part = "augseg"
+    changes: int = option(3, "most changes of intensity of the strong view", symbol="k", gt=0)
+    inject: tuple[float, float] = option((8.0, 2.0), "parameters of Beta of the labeled boxes")
+    cut: tuple[float, float] = option((4.0, 4.0), "parameters of Beta of the mixed boxes")
+    adaptive: bool = option(True, "inject more where the teacher is unsure; False: into every image (an ablation)")
+    unlabeled_weight: float = option(1.0, "of the unlabeled loss", symbol="λ_u", ge=0)
+    copy_epochs: int = option(1, "the teacher is the student for so long", unit="epochs", ge=0)
+
+    def __post_init__(self) -> None:
+        if min(*self.inject, *self.cut) <= 0:
+            raise ValueError(f"parameters of Beta must be > 0, got {self.inject} and {self.cut}")
 
 
 def image_confidence(output: Output, valid: Tensor) -> Tensor:
@@ -40,15 +64,11 @@ class AdaptiveInjection:
     borders.
 
     Args:
-        inject, cut: the two parameters of Beta of stages 1 and 2.
+        inject, cut: the two parameters of Beta of stages 1 and 2, > 0.
         adaptive: False: every image is injected into (AugSeg's ablation).
     """
 
-    def __init__(
-        self, inject: tuple[float, float] = (8.0, 2.0), cut: tuple[float, float] = (4.0, 4.0), adaptive: bool = True
-    ) -> None:
-        if min(*inject, *cut) <= 0:
-            raise ValueError(f"parameters of Beta must be > 0, got {inject} and {cut}")
+    def __init__(self, inject: tuple[float, float], cut: tuple[float, float], adaptive: bool = True) -> None:
         self.inject, self.cut, self.adaptive = inject, cut, adaptive
 
     def __call__(self, own: View, donors: View) -> Paste:
@@ -76,9 +96,33 @@ def _boxes(beta: tuple[float, float], b: int, h: int, w: int, device: torch.devi
     return inside_h & (columns >= x - box_w // 2) & (columns < x + box_w // 2)
 
 
-def augseg(student: DeepLabV3Plus, *, mix: Mixer | None = None, **seams: Any) -> MeanTeacher:
-    """AugSeg's host.  The unlabeled loss is a mean over all pixels that are not padding (released code: padding too).
+def build(recipe: Recipe, classes: int) -> MeanTeacher:
+    """The unlabeled loss is a mean over all pixels that are not padding (released code: padding too)."""
+    o = recipe[AugSegOptions]
+    return mean_teacher(
+        recipe, classes, mix=mixer(recipe, AdaptiveInjection(o.inject, o.cut, o.adaptive), classes), unlabeled_from=0.0,
+        unlabeled_weight=o.unlabeled_weight, copy_until=o.copy_epochs / recipe.optimization.epochs,
+    )  # fmt: skip
 
-    During the share `copy_until` of training the teacher is the student itself (released code: one epoch).
-    """
-    return MeanTeacher(student, mix=mix or AdaptiveInjection(), color=True, **{"divisor": "valid"} | seams)
+
+def settings(base: Recipe) -> Recipe:
+    """AugSeg's released numbers at paper scale; its divisor counts every pixel, ours those that are not padding."""
+    base = base.having(replace(base.consistency, divisor="valid"))
+    if base.scale != "paper":
+        return base
+    if base.data != "cityscapes":
+        return base.having(Evaluation("whole", 513))
+    return base.having(
+        Optimization(800, batch=16, epochs=240, lr=1e-2, head_lr_factor=1.0, weight_decay=5e-4, ohem=True),
+        replace(base.consistency, tau=0.0, decay=0.996),
+        Evaluation("sliding", 800, 534),
+    )
+
+
+METHOD = Method(
+    "augseg", title="AugSeg", color="#e6ab02", options=AugSegOptions, build=build,
+    reads=("tau", "decay", "divisor", "teacher"), settings=settings,
+    loading=lambda recipe: {"strong": RandomIntensity(recipe[AugSegOptions].changes)},
+    unlabeled_weights=("augseg.unlabeled_weight",), paper="Zhao et al., CVPR 2023", cite="zhao2023augseg", year=2023,
+    chapter="notebooks/hosts",
+)  # fmt: skip

@@ -8,18 +8,53 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..build import criterion, make_student, mixer, weigher
 from ..components import NoMix, UniformWeight, entropy, weighed
-from ..losses import pixel_cross_entropy
+from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
+from ..options import Evaluation, Optimization, Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics, share
-from ..types import Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import Batch, Host, Mixer, Output, Paste, PixelWeighter, Step, Target, View
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class CPSOptions(Options):
+    """Cross pseudo supervision; the weight is PASCAL VOC's with mixing."""
+
+    part = "cps"
+    weight: float = option(1.0, "of the cross supervision; Cityscapes 5; without mixing 1.5 and 6", symbol="λ", gt=0)
+    mixed: bool = option(True, "False: no mixing, and labeled images take part in the cross supervision")
+    boxes: int = option(3, "pasted into an image", gt=0)
+    area: tuple[float, float] = option(
+        (0.25, 0.5), "bounds of the share of the image that all boxes together would cover without overlap"
+    )
+    shared_mask: bool | None = option(
+        None, "one paste for both networks; none: but with a plug-in that mixes each pseudo-label has its own"
+    )
+    label_mode: Literal["eval", "train"] = option("eval", "train: batch statistics and dropout (released code)")
+    padding: bool = option(False, "True: padding is supervised too (released code)")
+    color: bool = option(False, "True: the color-jittered view is mixed; False: the weak one")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"cps.area must be 0 < low <= high <= 1, got {self.area}")
+        if self.color and not self.mixed:
+            raise ValueError("cps.color needs a mixer: without one, labels are made and learned in one pass")
+
+    @staticmethod
+    def plain(cityscapes: bool = False) -> CPSOptions:
+        """Without mixing, at the weight of the paper's tables."""
+        return CPSOptions(mixed=False, weight=6.0 if cityscapes else 1.5)
 
 
 class ToggledBoxes:
@@ -37,7 +72,7 @@ class ToggledBoxes:
         ValueError: no box, or bounds outside (0, 1].
     """
 
-    def __init__(self, boxes: int = 3, area: tuple[float, float] = (0.25, 0.5)) -> None:
+    def __init__(self, boxes: int, area: tuple[float, float]) -> None:
         if boxes < 1 or not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"ToggledBoxes needs boxes >= 1 and 0 < low <= high <= 1, got {boxes=}, {area=}")
         self.boxes, self.area = boxes, area
@@ -57,9 +92,6 @@ class ToggledBoxes:
         return Paste(torch.where(foreign.to(source.device), (source + 1) % b, source))
 
 
-TOGGLED_BOXES = ToggledBoxes()
-
-
 def same_backbone_other_head(network: nn.Module) -> nn.Module:
     """A copy of a network whose layers outside `backbone` are drawn anew.
 
@@ -75,7 +107,7 @@ def same_backbone_other_head(network: nn.Module) -> nn.Module:
     return made
 
 
-class CrossPseudoSupervision(nn.Module):
+class CrossPseudoSupervision(Host):
     """L = CE(f1(x), y) + CE(f2(x), y) + w [ CE(f1(u), argmax f2(u)) + CE(f2(u), argmax f1(u)) ].
 
     No threshold: every pixel of an unlabeled image is supervised, and no gradient passes through a label.  With a
@@ -84,53 +116,38 @@ class CrossPseudoSupervision(nn.Module):
 
     `student` is f1, `other` f2, and `teacher`, the average of f1, only watches.
 
-    Seams: weigh (each network weighs its own labels with a copy, which sees its features alone), mix.
+    Places: weigh (each network weighs its own labels with a copy, which sees its features alone), mix.
 
     Args:
         student: a segmentation network.
-        other: the second one; None: the same backbone, another random head.
+        options: the numbers.
+        other: the second network; None: the same backbone, another random head.
         weigh: factor per pixel; plain: 1.
         mix: what is pasted into unlabeled images; None: the variant without mixing.
         shared_mask: one paste for both networks, planned from the first one's labels and the mean of both entropies;
             False: each pseudo-label has a paste of its own (UPC).
-        label_mode: of the network that labels clean images: "eval", or "train" (released code): statistics of the
-            batch, and dropout.
-        padding: supervise padding and ignored pixels as well (released code).
-        color: mix the color-jittered view; False: the weak one.
-        unlabeled_weight: w.
         criterion: of the labeled terms.
         decay: of the teacher.
-
-    Raises:
-        ValueError: an unknown label_mode, or color without a mixer.
     """
 
     def __init__(
         self,
         student: nn.Module,
+        options: CPSOptions,
         other: nn.Module | None = None,
         *,
         weigh: PixelWeighter | None = None,
-        mix: Mixer | None = TOGGLED_BOXES,
+        mix: Mixer | None = None,
         shared_mask: bool = True,
-        label_mode: Literal["eval", "train"] = "eval",
-        padding: bool = False,
-        color: bool = False,
-        unlabeled_weight: float = 1.0,
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.99,
     ) -> None:
         super().__init__()
-        if label_mode not in ("eval", "train"):
-            raise ValueError(f"label_mode must be 'eval' or 'train', got {label_mode!r}")
-        if color and mix is None:
-            raise ValueError("color=True needs a mixer: without one, labels are made and learned in one pass")
         self.student, self.other = student, same_backbone_other_head(student) if other is None else other
         self.teacher = Teacher(student, decay)
         self.weigh = weigh or UniformWeight()
         self.weigh_other = copy.deepcopy(self.weigh)
-        self.mix, self.shared_mask, self.label_mode, self.padding = mix, shared_mask, label_mode, padding
-        self.color, self.unlabeled_weight, self.criterion = color, unlabeled_weight, criterion
+        self.mix, self.shared_mask, self.options, self.criterion = mix, shared_mask, options, criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
         f1, f2, truth = self.student, self.other, Target.from_labels(batch.y)
@@ -138,17 +155,17 @@ class CrossPseudoSupervision(nn.Module):
         # 1. both networks label the unlabeled images, and read the labeled ones
         if self.mix is None:
             u1, u2 = f1(batch.u_weak), f2(batch.u_weak)
-            said1, said2 = self._view(u1.detach(), batch), self._view(u2.detach(), batch)
+            labels1, labels2 = self._view(u1.detach(), batch), self._view(u2.detach(), batch)
         else:
-            said1, said2 = self._view(self._clean(f1, batch), batch), self._view(self._clean(f2, batch), batch)
+            labels1, labels2 = self._view(self._clean(f1, batch), batch), self._view(self._clean(f2, batch), batch)
         x1, x2 = f1(batch.x), f2(batch.x)
 
         # 2. images and labels are mixed; each network reads what the other one labeled
         donors1, donors2 = View(batch.x, truth, x1.detach()), View(batch.x, truth, x2.detach())
-        paste1, paste2 = self._pastes(said1, said2, donors1, donors2)
+        paste1, paste2 = self._pastes(labels1, labels2, donors1, donors2)
         mixed1, mixed2 = (
-            paste.view(replace(said, image=batch.u_strong[0]) if self.color else said, donors)
-            for paste, said, donors in ((paste1, said1, donors1), (paste2, said2, donors2))
+            paste.view(replace(own, image=batch.u_strong[0]) if self.options.color else own, donors)
+            for paste, own, donors in ((paste1, labels1, donors1), (paste2, labels2, donors2))
         )
         if self.mix is not None:
             u1, u2 = f1(mixed2.image), f2(mixed1.image)
@@ -156,53 +173,89 @@ class CrossPseudoSupervision(nn.Module):
         # 3. each learns the other's labels, at the weight their maker gives them
         self.weigh.observe(donors2.seen_by(x1), mixed2.seen_by(u1))
         self.weigh_other.observe(donors1.seen_by(x2), mixed1.seen_by(u2))
-        lesson1 = weighed(self.weigh_other, paste2, said2, donors2, mixed2)
-        lesson2 = weighed(self.weigh, paste1, said1, donors1, mixed1)
+        target1 = weighed(self.weigh_other, paste2, labels2, donors2, mixed2)
+        target2 = weighed(self.weigh, paste1, labels1, donors1, mixed1)
         logits1, logits2 = u1.logits, u2.logits
         if self.mix is None:
-            known = torch.ones_like(truth.weight) if self.padding else truth.weight
-            lesson1, lesson2 = _hard(x2, known).cat(lesson1), _hard(x1, known).cat(lesson2)
+            known = torch.ones_like(truth.weight) if self.options.padding else truth.weight
+            target1, target2 = _hard(x2, known).cat(target1), _hard(x1, known).cat(target2)
             logits1, logits2 = torch.cat((x1.logits, logits1)), torch.cat((x2.logits, logits2))
         losses = {
             "labeled": self.criterion(x1, truth),
             "labeled_other": self.criterion(x2, truth),
-            "unlabeled": self.unlabeled_weight * pixel_cross_entropy(logits1, lesson1, "valid"),
-            "unlabeled_other": self.unlabeled_weight * pixel_cross_entropy(logits2, lesson2, "valid"),
+            "unlabeled": self.options.weight * pixel_cross_entropy(logits1, target1, "valid"),
+            "unlabeled_other": self.options.weight * pixel_cross_entropy(logits2, target2, "valid"),
         }
-        agreement = share(said1.target.hard == said2.target.hard, batch.u_valid)
-        statistics = pseudo_label_statistics(said2.target, batch.u_hidden) | {"agreement": agreement}
+        agreement = share(labels1.target.hard == labels2.target.hard, batch.u_valid)
+        statistics = pseudo_label_statistics(labels2.target, batch.u_hidden) | {"agreement": agreement}
         return Step(losses, statistics | logged(self.weigh_other, self.mix))
 
     @torch.no_grad()
     def _clean(self, network: nn.Module, batch: Batch) -> Output:
         """What a network says about the clean unlabeled images."""
         was_training = network.training
-        network.train(was_training and self.label_mode == "train")
+        network.train(was_training and self.options.label_mode == "train")
         output = network(batch.u_weak)
         network.train(was_training)
         return output
 
     def _view(self, output: Output, batch: Batch) -> View:
         """The unlabeled images with a network's labels."""
-        known = torch.ones_like(batch.u_valid) if self.padding else batch.u_valid
+        known = torch.ones_like(batch.u_valid) if self.options.padding else batch.u_valid
         return View(
             batch.u_weak, _hard(output, known.float()), output,
             entropy=entropy(output.logits) * batch.u_valid, boxes=batch.u_boxes, hidden=batch.u_hidden,
         )  # fmt: skip
 
-    def _pastes(self, said1: View, said2: View, donors1: View, donors2: View) -> tuple[Paste, Paste]:
+    def _pastes(self, labels1: View, labels2: View, donors1: View, donors2: View) -> tuple[Paste, Paste]:
         """For the images that the first and the second network labeled."""
         mix = NoMix() if self.mix is None else self.mix
         if not self.shared_mask:
-            return mix(said1, donors1), mix(said2, donors2)
-        assert said1.entropy is not None and said2.entropy is not None
-        paste = mix(replace(said1, entropy=(said1.entropy + said2.entropy) / 2), donors1)
+            return mix(labels1, donors1), mix(labels2, donors2)
+        assert labels1.entropy is not None and labels2.entropy is not None
+        paste = mix(replace(labels1, entropy=(labels1.entropy + labels2.entropy) / 2), donors1)
         return paste, paste
-
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
 
 
 def _hard(output: Output, known: Tensor) -> Target:
     """The most likely class of every known pixel (B, H, W) float in {0, 1}."""
     return Target(output.logits.max(1).indices, known, known)
+
+
+def build(recipe: Recipe, classes: int) -> CrossPseudoSupervision:
+    o = recipe[CPSOptions]
+    usual = ToggledBoxes(o.boxes, o.area) if o.mixed else None
+    mix = mixer(recipe, usual, classes)
+    return CrossPseudoSupervision(
+        make_student(recipe, classes), o, weigh=weigher(recipe, classes), mix=mix,
+        shared_mask=mix is usual if o.shared_mask is None else o.shared_mask, criterion=criterion(recipe),
+        decay=recipe.consistency.decay,
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """At paper scale the stored configurations of charlesCXK/TorchSemiSeg @ 5e0c29c: CPS with CutMix, ResNet-101."""
+    base = base.having(replace(base.consistency, decay=0.99))
+    if base.scale != "paper":
+        return base
+    city = base.data == "cityscapes"
+    epochs = (128, 137, 160, 240) if city else (32, 34, 40, 60)  # by share, which keeps the number of steps alike
+    of_split = dict(zip(("1_16", "1_8", "1_4", "1_2"), epochs, strict=True))
+    optimization = Optimization(
+        crop=800 if city else 512, batch=8, epochs=of_split.get(base.split, epochs[-1]), lr=2e-2 if city else 1e-2,
+        head_lr_factor=1.0, ohem=city,
+    )  # fmt: skip
+    evaluation = Evaluation("sliding", 800, 533) if city else Evaluation("sliding", 512, 341)
+    return base.having(optimization, evaluation, CPSOptions(weight=5.0 if city else 1.0))
+
+
+def official(base: Recipe) -> Recipe:
+    """charlesCXK/TorchSemiSeg @ 5e0c29c."""
+    return base.having(replace(base[CPSOptions], label_mode="train", padding=True))
+
+
+METHOD = Method(
+    "cps", title="CPS", color="#937860", options=CPSOptions, build=build, settings=settings,
+    readings={"official": official}, paper="Chen et al., CVPR 2021", cite="chen2021cps", year=2021,
+    chapter="notebooks/hosts",
+)  # fmt: skip

@@ -7,80 +7,80 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..components import CutMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
-from ..losses import squared_error
+from ..build import criterion, make_student, mixer, teacher_options, weigher
+from ..components import CutMix, SoftLabels, UniformWeight, pasted, taught, weigh_and_mix
+from ..losses import labeled_cross_entropy, squared_error
 from ..models.teacher import Teacher
+from ..options import Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics, share
-from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import Batch, Host, Mixer, Output, PixelWeighter, Step, Target
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
-class CutMixSegmentation(nn.Module):
+@options
+class CutMixSegOptions(Options):
+    """French et al.; decay of the teacher and area of the box are in `Consistency`."""
+
+    part = "cutmix_seg"
+    tau: float = option(0.97, "probability from which the teacher is sure of a pixel", symbol="τ", ge=0, le=1)
+    confidence: Literal["batch", "pixel"] = option(
+        "batch",
+        "batch: one factor c for the batch takes the place of a ramp-up; pixel: unsure pixels are left out of the sum",
+    )
+    weight: float = option(1.0, "of the consistency", symbol="w", gt=0)
+    color: bool = option(False, "True: the mixed images have other colors too; False: the weak view is mixed")
+
+
+class CutMixSegmentation(Host):
     """L = L_sup + w c |student(mixed) - mixed(teacher)|^2, c the share of pixels the teacher is sure of.
 
     The squared differences are summed over classes; their mean is over all pixels of the batch, padding and unsure
     ones included, so that c scales the term once and not twice.
 
-    Seams: weigh, mix.
-
     Args:
         student: a segmentation network.
+        options: the numbers.
         weigh: factor per pixel; plain: 1.
         mix: plain: one box of half the image's area from the next image, always.
-        tau: probability from which the teacher is sure of a pixel.
-        confidence: "batch": c, one factor for the batch, takes the place of a ramp-up; "pixel": unsure pixels are
-            left out of the sum, and c is 1.
-        color: mix the color-jittered view; False: the weak one.
-        unlabeled_weight: w.
         criterion: of the labeled term.
         decay, own_statistics: of the teacher.
-
-    Raises:
-        ValueError: an unknown confidence.
     """
 
     def __init__(
         self,
         student: nn.Module,
+        options: CutMixSegOptions,
         *,
         weigh: PixelWeighter | None = None,
         mix: Mixer | None = None,
-        tau: float = 0.97,
-        confidence: Literal["batch", "pixel"] = "batch",
-        color: bool = False,
-        unlabeled_weight: float = 1.0,
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.99,
         own_statistics: bool = False,
     ) -> None:
         super().__init__()
-        if confidence not in ("batch", "pixel"):
-            raise ValueError(f"confidence must be 'batch' or 'pixel', got {confidence!r}")
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
         self.label, self.mix, self.weigh = SoftLabels(padding=True), mix or CutMix(1.0), weigh or UniformWeight()
-        self.tau, self.confidence, self.color = tau, confidence, color
-        self.unlabeled_weight, self.criterion = unlabeled_weight, criterion
+        self.options, self.criterion = options, criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
-        n = len(batch.x)
+        n, o = len(batch.x), self.options
 
         # 1. the teacher reads the clean images
-        predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
-        labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
-        on_u = predicted.rows(n)
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits) * batch.u_valid
-        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        labeled, weak = taught(self.teacher, self.label, batch, t)
+        assert weak.entropy is not None
+        weak = replace(weak, entropy=weak.entropy * batch.u_valid)  # padding takes part here
 
         # 2. one paste for images and probabilities
-        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
-        paste = self.mix(strong, labeled)
-        mixed = paste.view(strong, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, batch.u_strong[0] if o.color else None)
 
         # 3. the student reads labeled and mixed images
         output = self.student(torch.cat((batch.x, mixed.image)))
@@ -88,18 +88,37 @@ class CutMixSegmentation(nn.Module):
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
 
         # 4. as much consistency as the teacher is sure
-        sure = (target.label.amax(1) >= self.tau).float()
-        if self.confidence == "pixel":
+        sure = (target.label.amax(1) >= o.tau).float()
+        if o.confidence == "pixel":
             consistency = squared_error(output.rows(n).logits, target.only(sure), "sum")
         else:
             consistency = sure.mean() * squared_error(output.rows(n).logits, target, "sum")
         losses = {
             "labeled": self.criterion(output.rows(0, n), labeled.target),
-            "unlabeled": self.unlabeled_weight * consistency,
+            "unlabeled": o.weight * consistency,
         }
         real = replace(weak.target, denominator=batch.u_valid.float())
         statistics = pseudo_label_statistics(real, batch.u_hidden) | logged(self.weigh, self.mix)
         return Step(losses, statistics | {"confidence": share(sure > 0, sure >= 0)})
 
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
+
+def build(recipe: Recipe, classes: int) -> CutMixSegmentation:
+    c = recipe.consistency
+    return CutMixSegmentation(
+        make_student(recipe, classes), recipe[CutMixSegOptions], weigh=weigher(recipe, classes),
+        mix=mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area), classes), criterion=criterion(recipe),
+        **teacher_options(recipe),
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """The published decay; every batch is mixed; off paper scale the same threshold as the other methods."""
+    own = CutMixSegOptions() if base.scale == "paper" else CutMixSegOptions(tau=base.consistency.tau)
+    return base.having(own, replace(base.consistency, decay=0.99, cutmix_p=1.0))
+
+
+METHOD = Method(
+    "cutmix_seg", title="CutMix-Seg", color="#dd8452", options=CutMixSegOptions, build=build,
+    reads=("decay", "teacher", "cutmix_p", "cutmix_area"), settings=settings,
+    paper="French et al., BMVC 2020", cite="french2020cutmixseg", year=2020, chapter="notebooks/hosts",
+)  # fmt: skip

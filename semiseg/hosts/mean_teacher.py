@@ -6,35 +6,39 @@ teacher(x, u_weak) -> pseudo-label -> mix -> student(x, mixed [, u_weak]) -> wei
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..components import ConfidentLabels, CutMix, UniformWeight, entropy, weigh_and_mix
-from ..losses import pixel_cross_entropy
+from ..build import criterion, make_student, mixer, teacher_options, weigher
+from ..components import ConfidentLabels, CutMix, UniformWeight, pasted, taught, weigh_and_mix
+from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
 from ..models.teacher import Teacher
-from ..options import Divisor
+from ..options import Consistency, Divisor
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics, share, soft_label_statistics
 from ..types import (
     AuxiliaryLoss,
     Batch,
     FeaturePerturber,
+    Host,
     Mixer,
     Output,
     PixelWeighter,
     PseudoLabeler,
     Step,
     Target,
-    View,
 )
-from .supervised import labeled_cross_entropy
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
-class MeanTeacher(nn.Module):
+class MeanTeacher(Host):
     """L = L_sup + L_con^im (DDFP Eq. 1 to 4), and + L_con^ft (Eq. 15, 16) where features are perturbed.
 
     Seams (each default is the plain choice): label, weigh, mix, perturb, auxiliary.
@@ -88,16 +92,10 @@ class MeanTeacher(nn.Module):
         n, size = len(batch.x), batch.x.shape[-2:]
 
         # 1. the teacher reads both weak views; its prediction on the unlabeled one becomes the target
-        predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
-        labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
-        on_u = predicted.rows(n)
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
-        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        labeled, weak = taught(self.teacher, self.label, batch, t)
 
         # 2. one paste moves the strong image and all that is known about its pixels
-        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
-        paste = self.mix(strong, labeled)
-        mixed = paste.view(strong, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, batch.u_strong[0] if self.color else None)
 
         # 3. the student reads labeled and mixed images, and the weak ones if the auxiliary loss wants them
         reads_weak = self.auxiliary is not None and self.auxiliary.on == "weak"
@@ -149,3 +147,34 @@ class MeanTeacher(nn.Module):
             self.teacher.copy(self.student)
         else:
             self.teacher.follow(self.student)
+
+
+def mean_teacher(recipe: Recipe, classes: int, student: DeepLabV3Plus | None = None, **own: Any) -> MeanTeacher:
+    """The host as the shared options have it.
+
+    student: None: the plain one.
+    own: arguments of `MeanTeacher` that a method sets otherwise.
+    """
+    c = recipe.consistency
+    usual = {
+        "label": ConfidentLabels(c.tau),
+        "mix": mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area), classes),
+        "weigh": weigher(recipe, classes),
+        "divisor": c.divisor,
+        "criterion": criterion(recipe),
+        "unlabeled_from": c.unlabeled_from_epoch / recipe.optimization.epochs,
+    }
+    return MeanTeacher(student or make_student(recipe, classes), **(usual | teacher_options(recipe) | own))
+
+
+ALL = tuple(o.name for o in Consistency.described())
+WITHOUT_TAU = tuple(name for name in ALL if name != "tau")  # for pseudo-labels without a threshold
+
+
+METHOD = Method(
+    "mean_teacher", title="mean teacher", color="#4c72b0", reads=ALL,
+    build=lambda recipe, classes: mean_teacher(recipe, classes, unlabeled_weight=recipe.consistency.unlabeled_weight),
+    unlabeled_weights=("consistency.unlabeled_weight",),
+    paper="Tarvainen and Valpola, NeurIPS 2017, with CutMix and a threshold", cite="tarvainen2017meanteacher",
+    year=2017, chapter="notebooks/hosts",
+)  # fmt: skip

@@ -8,17 +8,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..components import NoMix, SoftLabels, UniformWeight, entropy, weigh_and_mix
-from ..losses import squared_error
+from ..build import criterion, make_student, mixer, teacher_options, weigher
+from ..components import NoMix, SoftLabels, UniformWeight, pasted, taught, weigh_and_mix
+from ..losses import labeled_cross_entropy, squared_error
 from ..models.teacher import Teacher
+from ..options import Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics
-from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import Batch, Host, Mixer, Output, PixelWeighter, Step, Target
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class MeanTeacherMSEOptions(Options):
+    """Mean teacher with soft targets; decay of the teacher is in `Consistency`."""
+
+    part = "mean_teacher_mse"
+    weight: float = option(
+        100.0,
+        "of a mean over classes, after its rise; of a sum over K classes it would be weight / K",
+        symbol="w",
+        gt=0,
+    )
+    ramp_up: float = option(
+        0.1, "share of training in which the weight rises as `ramp_up`; 0: constant (TorchSemiSeg)", ge=0, le=1
+    )
+    color: bool = option(True, "the student sees other colors; False: the image the teacher saw (TorchSemiSeg)")
+    on_labeled: bool = option(False, "consistency on labeled images too, all their pixels alike (TorchSemiSeg)")
 
 
 def ramp_up(t: float, share: float) -> float:
@@ -26,19 +50,16 @@ def ramp_up(t: float, share: float) -> float:
     return math.exp(-5 * (1 - t / share) ** 2) if t < share else 1.0
 
 
-class SoftMeanTeacher(nn.Module):
+class SoftMeanTeacher(Host):
     """L = L_sup + w(t) MSE(student, teacher), the squared difference of class probabilities, mean over classes.
 
-    Seams: weigh, mix.  A pasted labeled pixel is pulled to its one-hot label.
+    A pasted labeled pixel is pulled to its one-hot label.
 
     Args:
         student: a segmentation network.
+        options: the numbers.
         weigh: factor per pixel; plain: 1.
         mix: what is pasted into the student's images; plain: nothing.
-        color: the student sees the color-jittered view; False: the image the teacher saw (TorchSemiSeg).
-        on_labeled: consistency on labeled images too, all their pixels alike (TorchSemiSeg).
-        unlabeled_weight: w after its rise.  A mean over K classes: for a sum it would be w / K.
-        rise: share of training in which w rises as `ramp_up`; 0: constant (TorchSemiSeg).
         criterion: of the labeled term.
         decay, own_statistics: of the teacher; TorchSemiSeg's has statistics of its own.
     """
@@ -46,13 +67,10 @@ class SoftMeanTeacher(nn.Module):
     def __init__(
         self,
         student: nn.Module,
+        options: MeanTeacherMSEOptions,
         *,
         weigh: PixelWeighter | None = None,
         mix: Mixer | None = None,
-        color: bool = True,
-        on_labeled: bool = False,
-        unlabeled_weight: float = 100.0,
-        rise: float = 0.1,
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.99,
         own_statistics: bool = False,
@@ -60,34 +78,28 @@ class SoftMeanTeacher(nn.Module):
         super().__init__()
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
         self.label, self.mix, self.weigh = SoftLabels(), mix or NoMix(), weigh or UniformWeight()
-        self.color, self.on_labeled, self.criterion = color, on_labeled, criterion
-        self.unlabeled_weight, self.rise = unlabeled_weight, rise
+        self.options, self.criterion = options, criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
         n = len(batch.x)
 
         # 1. the teacher reads both weak views; its probabilities on the unlabeled one are the target
-        predicted = self.teacher(torch.cat((batch.x, batch.u_weak)))
-        labeled = View(batch.x, Target.from_labels(batch.y), predicted.rows(0, n))
-        on_u = predicted.rows(n)
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
-        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        labeled, weak = taught(self.teacher, self.label, batch, t)
 
         # 2. other colors, and what the mixer pastes
-        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
-        paste = self.mix(strong, labeled)
-        mixed = paste.view(strong, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, batch.u_strong[0] if self.options.color else None)
 
         # 3. the student reads labeled and mixed images
         output = self.student(torch.cat((batch.x, mixed.image)))
         labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n))
         target, logits = weigh_and_mix(self.weigh, paste, weak, labeled, mixed), output.rows(n).logits
-        if self.on_labeled:
-            on_x = self.label(predicted.rows(0, n), torch.ones_like(batch.y, dtype=torch.bool), t)
+        if self.options.on_labeled:
+            assert labeled.teacher is not None
+            on_x = self.label(labeled.teacher, torch.ones_like(batch.y, dtype=torch.bool), t)
             target, logits = on_x.cat(target), output.logits
 
         # 4. the teacher is random at first: its say grows
-        weight = self.unlabeled_weight * ramp_up(t, self.rise)
+        weight = self.options.weight * ramp_up(t, self.options.ramp_up)
         losses = {
             "labeled": self.criterion(output.rows(0, n), labeled.target),
             "unlabeled": weight * squared_error(logits, target),
@@ -95,5 +107,28 @@ class SoftMeanTeacher(nn.Module):
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden)
         return Step(losses, statistics | logged(self.weigh, self.mix))
 
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
+
+def build(recipe: Recipe, classes: int) -> SoftMeanTeacher:
+    return SoftMeanTeacher(
+        make_student(recipe, classes), recipe[MeanTeacherMSEOptions], weigh=weigher(recipe, classes),
+        mix=mixer(recipe, None, classes), criterion=criterion(recipe), **teacher_options(recipe),
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """The published decay."""
+    return base.having(replace(base.consistency, decay=0.99, cutmix_p=1.0))
+
+
+def official(base: Recipe) -> Recipe:
+    """The rerun that papers quote (charlesCXK/TorchSemiSeg @ 5e0c29c): one image for both networks, labeled ones too, a
+    teacher with own statistics."""
+    own = replace(base[MeanTeacherMSEOptions], ramp_up=0.0, color=False, on_labeled=True)
+    return base.having(own, replace(base.consistency, teacher="ema_train", decay=0.99))
+
+
+METHOD = Method(
+    "mean_teacher_mse", title="mean teacher, MSE", color="#64b5cd", options=MeanTeacherMSEOptions, build=build,
+    reads=("decay", "teacher"), settings=settings, readings={"official": official},
+    paper="Tarvainen and Valpola, NeurIPS 2017", cite="tarvainen2017meanteacher", year=2017, chapter="notebooks/hosts",
+)  # fmt: skip

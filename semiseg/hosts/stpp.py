@@ -5,20 +5,68 @@ supervised -> three checkpoints agree on an image? -> label the reliable half ->
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor
 
-from ..components import NoMix, UniformWeight, weigh_and_mix
-from ..host_options import SCALES
+from ..build import criterion, make_student, mixer, weigher
+from ..components import NoMix, UniformWeight, given, pasted, weigh_and_mix
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
+from ..options import Evaluation, Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics, share
-from ..types import Batch, Mixer, Output, PixelWeighter, Step, Target, View
+from ..training.checkpoint import Keep
+from ..training.folder import LABELS
+from ..training.labeling import score_images, write_summary
+from ..training.loop import Fit
+from ..training.stages import SELECTION, Stage, every_image, kept_network, on_labels, unlabeled_images
+from ..types import Batch, Host, Mixer, Output, PixelWeighter, Step, Target
+from . import supervised
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+SCALES = (0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@options
+class STPPOptions(Options):
+    """ST++: three trainings; the last has the epochs of `Optimization`.
+
+    Labels are made by the student, as in the released code, though the teacher is what is judged: averaging weights
+    is no part of ST++, and at the end of a stage, when the rate has fallen to 0, the two hardly differ.
+    """
+
+    part = "stpp"
+    epochs: tuple[int, int] = option(
+        (80, 80), "of the first training, on labels alone, and of that on the reliable half"
+    )
+    select: bool = option(True, "False: ST, one retraining on all images")
+    labeled_by: Literal["student", "teacher"] = option("student", "which network labels")
+    teacher: Literal["last", "best_val"] = option(
+        "last", "best_val: the epoch best on the validation set labels (released code)"
+    )
+    scales: tuple[float, ...] = option(SCALES, "at which unlabeled images are labeled", min_length=1)
+    color: bool = option(True, "color jitter, grayscale and blur on unlabeled images; False: geometry alone")
+    cutout: float = option(0.5, "probability of a rectangle of noise in an unlabeled image", ge=0, le=1)
+
+    def __post_init__(self) -> None:
+        if self.epochs[0] < 3 or self.epochs[1] < 1:
+            raise ValueError(f"ST++ compares three epochs of its first training; got epochs={self.epochs}")
+        if min(self.scales) <= 0:
+            raise ValueError(f"stpp.scales must be positive factors, got {self.scales}")
+        if self.cutout and not self.color:
+            raise ValueError(f"stpp.cutout must be 0 where color is off, got {self.cutout}")
 
 
 def reliability(predictions: Tensor, classes: int) -> float:
@@ -87,7 +135,7 @@ def mean_cross_entropy(output: Output, target: Target) -> Tensor:
     return pixel_cross_entropy(output.logits, target, "valid")
 
 
-class SelfTraining(nn.Module):
+class SelfTraining(Host):
     """A retraining stage: cross-entropy on labeled images, and on unlabeled ones with labels from disk.
 
     One mean over all supervised pixels of both, so that the unlabeled weight is implicit, as in ST++.  Its batches are
@@ -123,22 +171,13 @@ class SelfTraining(nn.Module):
         self.color, self.criterion, self.teacher_reads = color, criterion, weigh is not None
 
     def losses(self, batch: Batch, t: float) -> Step:
-        if batch.u_given is None or batch.u_entropy is None:
-            raise ValueError("SelfTraining needs labels from disk; give it batches of a PseudoLabeled data set")
         n = len(batch.x)
 
         # 1. the label on disk is the target
-        read = self.teacher(torch.cat((batch.x, batch.u_weak))) if self.teacher_reads else None
-        labeled = View(batch.x, Target.from_labels(batch.y), read and read.rows(0, n))
-        weak = View(
-            batch.u_weak, Target.from_labels(batch.u_given), read and read.rows(n),
-            entropy=batch.u_entropy, boxes=batch.u_boxes, hidden=batch.u_hidden,
-        )  # fmt: skip
+        labeled, weak = given(self.teacher if self.teacher_reads else None, batch)
 
         # 2. one paste moves the strong image and all that is known about its pixels
-        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
-        paste = self.mix(strong, labeled)
-        mixed = paste.view(strong, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, batch.u_strong[0] if self.color else None)
 
         # 3. the student reads labeled and mixed images together
         output = self.student(torch.cat((batch.x, mixed.image)))
@@ -156,5 +195,75 @@ class SelfTraining(nn.Module):
         statistics["pasted"] = share(paste.source >= len(batch.u_weak), paste.source >= 0)
         return Step(losses, statistics)
 
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
+
+def build(recipe: Recipe, classes: int) -> SelfTraining:
+    return SelfTraining(
+        make_student(recipe, classes), mix=mixer(recipe, None, classes), weigh=weigher(recipe, classes),
+        color=recipe[STPPOptions].color, criterion=criterion(recipe, mean_cross_entropy),
+        decay=recipe.consistency.decay,
+    )  # fmt: skip
+
+
+# --- its stages ---------------------------------------------------------------------------
+
+
+def stages(task: Fit) -> tuple[Stage, ...]:
+    """Labels alone; the reliable half; all.  Without selection (ST): labels alone; all.
+
+    Raises ValueError for fewer than two unlabeled images.
+    """
+    if len(unlabeled_images(task)) < 2:
+        raise ValueError(f"ST++ needs two unlabeled images to choose from; split {task.split.name} has fewer")
+    recipe, s = task.recipe, task.recipe[STPPOptions]
+    o, (first, second) = recipe.optimization, s.epochs
+    keep = partial(Keep, s.labeled_by, best=s.teacher == "best_val")
+    retraining = partial(Stage, label=partial(pseudo_label, scales=s.scales, flip=task.data.mirror))
+    half = replace(recipe, optimization=replace(o, epochs=second))
+    kept = keep((first // 3, 2 * first // 3, first))
+    made = [Stage("stage1", on_labels(task, first), kept, host=supervised.build)]
+    if s.select:
+        made.append(retraining("stage2", half, keep((second,)), reliable_half))
+    return (*made, retraining(f"stage{len(made) + 1}", recipe, keep((o.epochs,)), every_image))
+
+
+def reliable_half(fabric: Fabric, task: Fit, first: Stage) -> tuple[str, ...]:
+    """The reliable half, chosen once, by the checkpoints of the first stage; the score of each image is written."""
+    path = task.folder / LABELS / SELECTION
+    if not path.is_file():
+        began, ids = time.perf_counter(), unlabeled_images(task)
+        networks = [kept_network(fabric, task, first, epoch) for epoch in first.keep.epochs]
+        scores, pure = score_images(fabric, task, networks, ids, reliability)
+        found = {
+            "images": len(ids), "pure_background": pure, "reliable": split_half(ids, scores)[0],
+            "scores": dict(zip(ids, scores, strict=True)),
+        }  # fmt: skip
+        if fabric.global_rank == 0:
+            write_summary(path, found, began)
+        fabric.barrier()
+    return tuple(json.loads(path.read_text())["reliable"])
+
+
+def settings(base: Recipe) -> Recipe:
+    """At paper scale ST++'s own numbers, 16 images per step: 8 labeled and 8 unlabeled, or 16 labeled ones.
+
+    Off paper scale the last training has the steps of the other methods and the first two have half of them; labels
+    are made at the scales that training shows.
+    """
+    o = base.optimization
+    if base.scale != "paper":
+        half = max(1, o.epochs // 2)
+        own = STPPOptions(epochs=(max(3, half), half))
+        return base.having(replace(own, scales=(o.resize[0], 1.0, o.resize[1])) if base.data == "digits" else own)
+    network = replace(base.network, output_stride=8, rates=(12, 24, 36))
+    optimization = replace(o, batch=8, crop=321, epochs=80, lr=1e-3, head_lr_factor=10.0)
+    if base.data == "cityscapes":
+        optimization = replace(optimization, crop=721, epochs=240, lr=4e-3)
+        return base.having(network, optimization, STPPOptions(epochs=(240, 240)))
+    return base.having(network, optimization, Evaluation("whole", every=1))
+
+
+METHOD = Method(
+    "stpp", title="ST++", color="#a6b727", options=STPPOptions, build=build, settings=settings, stages=stages,
+    loading=lambda recipe: {"cutout": recipe[STPPOptions].cutout}, paper="Yang et al., CVPR 2022",
+    cite="yang2022stpp", year=2022, chapter="notebooks/hosts",
+)  # fmt: skip

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch.nn as nn
 from torch import Tensor
 
-from ..losses import pixel_cross_entropy
+from ..build import criterion, make_student
+from ..losses import labeled_cross_entropy
 from ..models.teacher import Teacher
-from ..types import Batch, Output, Step, Target
+from ..registry import Method
+from ..types import Batch, Host, Output, Step, Target
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
-def labeled_cross_entropy(output: Output, target: Target) -> Tensor:
-    return pixel_cross_entropy(output.logits, target)
-
-
-class Supervised(nn.Module):
+class Supervised(Host):
     """Cross-entropy on labeled images (DDFP Eq. 1).
 
     The teacher only watches: it is the same average of weights the other hosts are judged by, so that averaging
@@ -41,5 +43,11 @@ class Supervised(nn.Module):
     def losses(self, batch: Batch, t: float) -> Step:
         return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
 
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
+
+def build(recipe: Recipe, classes: int) -> Supervised:
+    return Supervised(make_student(recipe, classes), criterion=criterion(recipe), decay=recipe.consistency.decay)
+
+
+METHOD = Method(
+    "supervised", title="supervised", color="#8c8c8c", build=build, unlabeled=False, year=0, chapter="notebooks/hosts",
+)  # fmt: skip

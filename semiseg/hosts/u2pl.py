@@ -7,19 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..banks import some
-from ..components import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, quantile, weigh_and_mix
-from ..losses import pixel_cross_entropy
+from ..build import criterion, make_student, mixer, teacher_options, weigher
+from ..components import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, pasted, quantile, weigh_and_mix
+from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
-from ..options import Divisor
+from ..options import Divisor, Evaluation
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics
-from ..types import AuxiliaryLoss, Batch, Mixer, Output, Paste, PixelWeighter, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import AuxiliaryLoss, Batch, Host, Mixer, Output, Paste, PixelWeighter, Step, Target, View
+from .mean_teacher import WITHOUT_TAU
+from .u2pl_contrast import U2PLOptions, UnreliableContrast
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 class ClassMix:
@@ -46,7 +53,7 @@ class ClassMix:
         return Paste(source)
 
 
-class U2PL(nn.Module):
+class U2PL(Host):
     """L = L_sup + w L_u + L_c.
 
     The teacher looks twice.  First, in evaluation mode, at the weak view: every pixel gets its class.  Then at the
@@ -65,10 +72,9 @@ class U2PL(nn.Module):
 
     Args:
         student: a segmentation network, with a projection head where there is a contrast.
+        options: the numbers.
         drop: alpha_t.
         auxiliary: reads the mixed view, whose teacher and entropy are the second look.
-        color: mix the color-jittered view; False: the weak one, pasting is all there is.
-        unlabeled_weight: w.
         divisor: "kept_scaled", as said above.
         criterion: of the labeled term; OHEM on Cityscapes.
         decay, own_statistics: of the teacher.
@@ -83,13 +89,12 @@ class U2PL(nn.Module):
     def __init__(
         self,
         student: nn.Module,
+        options: U2PLOptions,
+        drop: EntropyFilter,
         *,
-        drop: EntropyFilter | None = None,
         weigh: PixelWeighter | None = None,
         mix: Mixer | None = None,
         auxiliary: AuxiliaryLoss | None = None,
-        color: bool = False,
-        unlabeled_weight: float = 1.0,
         divisor: Divisor = "kept_scaled",
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.99,
@@ -101,8 +106,8 @@ class U2PL(nn.Module):
         if auxiliary is not None and auxiliary.on != "mixed":
             raise ValueError(f"U2PL's student reads mixed images only, {type(auxiliary).__name__} wants the weak ones")
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
-        self.drop, self.weigh, self.mix = drop or EntropyFilter(0.2), weigh or UniformWeight(), mix or CutMix()
-        self.auxiliary, self.color, self.unlabeled_weight = auxiliary, color, unlabeled_weight
+        self.options, self.drop, self.auxiliary = options, drop, auxiliary
+        self.weigh, self.mix = weigh or UniformWeight(), mix or CutMix()
         self.divisor, self.criterion, self.unlabeled_from = divisor, criterion, unlabeled_from
         self.copy_until, self._copying = max(copy_until, unlabeled_from), False
 
@@ -116,14 +121,12 @@ class U2PL(nn.Module):
         self.teacher.model.eval()
         on_u, known = self.teacher(batch.u_weak), batch.u_valid.float()
         label = Target(on_u.logits.max(1).indices, known, known)
-        doubt = entropy(on_u.logits)
-        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        uncertainty = entropy(on_u.logits)
+        weak = View(batch.u_weak, label, on_u, entropy=uncertainty, boxes=batch.u_boxes, hidden=batch.u_hidden)
         labeled = View(batch.x, Target.from_labels(batch.y))
 
         # 2. one paste moves the image and all that is known about its pixels
-        strong = replace(weak, image=batch.u_strong[0]) if self.color else weak
-        paste = self.mix(strong, labeled)
-        mixed = paste.view(strong, labeled)
+        paste, mixed = pasted(self.mix, weak, labeled, batch.u_strong[0] if self.options.color else None)
         images = torch.cat((batch.x, mixed.image))
 
         # 3. second look, in the teacher's own mode; which pixels does it doubt?
@@ -139,7 +142,7 @@ class U2PL(nn.Module):
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed).only(kept)
         unlabeled = pixel_cross_entropy(output.rows(n).logits, target, self.divisor)
         losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
-        losses["unlabeled"] = self.unlabeled_weight * unlabeled
+        losses["unlabeled"] = self.options.unlabeled_weight * unlabeled
         assert mixed.hidden is not None
         statistics = pseudo_label_statistics(mixed.target.only(kept), mixed.hidden)
         statistics |= logged(self.weigh, self.mix)
@@ -161,3 +164,63 @@ class U2PL(nn.Module):
             self.teacher.copy(self.student)
         else:
             self.teacher.follow(self.student)
+
+
+def build(recipe: Recipe, classes: int) -> U2PL:
+    c, o, epochs = recipe.consistency, recipe[U2PLOptions], recipe.optimization.epochs
+    student = make_student(recipe, classes, embedding=o.embedding if o.weight else 0)
+    drop = EntropyFilter(o.drop, stages=epochs)
+    usual = CutMix(c.cutmix_p, c.cutmix_area) if o.mixer == "cutmix" else ClassMix(c.cutmix_p)
+    return U2PL(
+        student, o, drop, weigh=weigher(recipe, classes), mix=mixer(recipe, usual, classes), divisor=c.divisor,
+        auxiliary=UnreliableContrast(classes, o, drop) if o.weight else None, criterion=criterion(recipe),
+        unlabeled_from=c.unlabeled_from_epoch / epochs, copy_until=(c.unlabeled_from_epoch + o.copy_epochs) / epochs,
+        **teacher_options(recipe),
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """U2PL's released settings; off paper scale fewer pixels, each count shrunk as the side of their square.
+
+    The evaluation of Cityscapes is that of its released test script.
+    """
+    consistency = replace(base.consistency, decay=0.99, divisor="kept_scaled", teacher="ema_train")
+    o = base.optimization
+    if base.scale != "paper":
+        side, usual = (2 * o.batch * (o.crop // 4) ** 2 / (32 * 129**2)) ** 0.5, U2PLOptions()
+        own = U2PLOptions(
+            embedding=base.network.width, queue=round(usual.queue * side), first_queue=round(usual.first_queue * side),
+            quota=round(3_000 * side), anchors=round(usual.anchors * side),
+            sure=0.0 if base.scale == "smoke" else usual.sure,  # an untrained network is sure of nothing
+        )  # fmt: skip
+        return base.having(consistency, own)
+    base = base.having(replace(base.network, output_stride=8, rates=(12, 24, 36)))
+    if base.data != "cityscapes":
+        return base.having(consistency)
+    return base.having(
+        replace(o, weight_decay=5e-4, ohem=True), replace(consistency, unlabeled_from_epoch=0),
+        Evaluation("sliding", 769, 513),
+    )  # fmt: skip
+
+
+def paper(base: Recipe) -> Recipe:
+    """256 negatives, and queues that take in all new ones."""
+    return base.having(replace(base[U2PLOptions], negatives=256, quota=None))
+
+
+def official(base: Recipe) -> Recipe:
+    """Haochen-Wang409/U2PL @ ab3d2be; its contrast of weight 1 is averaged over the processes twice."""
+    processes = 8 if base.data == "cityscapes" else 4
+    return base.having(
+        replace(
+            base[U2PLOptions], weight=1 / processes, quota=None, reliable="surest", keys="own", pairs="position",
+            copy_epochs=1,
+        )
+    )  # fmt: skip
+
+
+METHOD = Method(
+    "u2pl", title="U2PL", color="#4d4d4d", options=U2PLOptions, build=build, reads=WITHOUT_TAU, settings=settings,
+    readings={"paper": paper, "official": official}, unlabeled_weights=("u2pl.unlabeled_weight",),
+    paper="Wang et al., CVPR 2022", cite="wang2022u2pl", year=2022, chapter="notebooks/hosts",
+)  # fmt: skip

@@ -11,7 +11,7 @@ the teacher's reliable pixels of the class:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,71 @@ from torch import Tensor
 from ..banks import ClassBank, from_everywhere, pixels_at, processes, some
 from ..components import EntropyFilter, quantile
 from ..losses import info_nce
+from ..options import Options, option, options
 from ..types import IGNORE, Output, View
 
-Keys = Literal["others", "own"]
-Pairs = Literal["class", "position"]
-Reliable = Literal["kept", "surest"]
 Halves = tuple[Tensor, Tensor]
+
+
+@options
+class U2PLOptions(Options):
+    """U2PL; decay, teacher, divisor and the share of mixed batches are in `Consistency`.
+
+    Numbers of pixels are for 32 maps of 129 x 129 features, a step of the released code on PASCAL VOC.  Classes are
+    ranked by the teacher's probability from 0, the likeliest; with two or three of them low_rank must be lowered, which
+    building the host checks.
+    """
+
+    part = "u2pl"
+    embedding: int = option(256, "width of the projection head", gt=0)
+    unlabeled_weight: float = option(1.0, "of the unlabeled loss", symbol="λ_u", ge=0)
+    weight: float = option(0.1, "of the contrast; 0: none", symbol="λ_c", ge=0)
+    drop: float = option(
+        0.2, "share of uncertain pixels at first; it falls to 0 epoch by epoch", symbol="α_0", ge=0, lt=1
+    )
+    mixer: Literal["cutmix", "classmix"] = option("cutmix", "what is pasted")
+    color: bool = option(False, "True: on the color-jittered image; False: pasting alone is the strong view")
+    queue: int = option(30_000, "vectors kept for a class", gt=0)
+    first_queue: int = option(50_000, "vectors kept for class 0, which is background or road", gt=0)
+    quota: int | None = option(
+        3_000,
+        "most new vectors a class takes in one step, drawn at random; none: all (released code), of which one step of "
+        "PASCAL VOC brings about twice what a queue holds, so that labeled pixels never stay in it",
+        gt=0,
+    )
+    anchors: int = option(256, "drawn for each class, with replacement", symbol="M", gt=0)
+    negatives: int = option(50, "drawn for each anchor, with replacement", symbol="N", gt=0)
+    temperature: float = option(0.5, "of the contrast", symbol="τ", gt=0)
+    sure: float = option(
+        0.3, "the teacher's probability of its class from which a reliable pixel is an anchor", symbol="δ_p", ge=0, lt=1
+    )
+    low_rank: int = option(
+        3, "an unlabeled pixel is a negative of the classes ranked from here, a labeled one of those above that are "
+        "not its own", symbol="r_l", ge=1,
+    )  # fmt: skip
+    high_rank: int = option(20, "and below here", symbol="r_h")
+    reliable: Literal["kept", "surest"] = option(
+        "kept",
+        "unlabeled pixels that are not unreliable; surest: the share alpha_t of lowest entropy, which shrinks to none "
+        "in the end (released code)",
+    )
+    keys: Literal["others", "own"] = option(
+        "others",
+        "of which classes a pixel is a negative; own: only unlabeled pixels that have the class as pseudo-label "
+        "although the teacher now ranks it low, which two looks of the teacher alone can bring about (released code)",
+    )
+    pairs: Literal["class", "position"] = option(
+        "class",
+        "the anchors of a class meet its own queue; position: of n classes present only those numbered below n have "
+        "anchors, and class i meets the queue of the i-th class present (released code)",
+    )
+    copy_epochs: int = option(
+        0, "after the warm-up the teacher stays a copy for so long (released code: 1)", unit="epochs", ge=0
+    )
+
+    def __post_init__(self) -> None:
+        if not self.low_rank < self.high_rank:
+            raise ValueError(f"U2PL needs low_rank < high_rank, got {self.low_rank} and {self.high_rank}")
 
 
 class UnreliableContrast(nn.Module):
@@ -38,49 +97,21 @@ class UnreliableContrast(nn.Module):
 
     Args:
         classes: K.
-        embedding: E, width of the network's projection head.
+        options: the numbers; `embedding` is the width of the network's projection head.
         drop: gives alpha_t, as for the pseudo-labels.
-        queue, first_queue: vectors kept for a class, and for class 0, which is background or road.
-        quota: most new vectors a class takes in one step, drawn at random; None: all (released code).  Without a bound
-            one step of PASCAL VOC brings about twice what a queue holds, and labeled pixels never stay in it.
-        anchors: drawn for each class, with replacement.
-        negatives: drawn for each anchor, with replacement.
-        temperature: tau.
-        sure: the teacher's probability of its class from which a reliable pixel is an anchor.
-        low_rank, high_rank: an unlabeled pixel is a negative of the classes ranked low_rank to high_rank - 1, a labeled
-            one of the classes ranked below low_rank that are not its own.
-        reliable: "kept": unlabeled pixels that are not unreliable; "surest": the share alpha_t of lowest entropy, which
-            shrinks to none in the end (released code).
-        keys: "others": as said above; "own": only unlabeled pixels that have the class as pseudo-label although the
-            teacher now ranks it low, which two different looks of the teacher alone can bring about (released code).
-        pairs: "class": the anchors of a class meet its own queue; "position": of n classes present only those numbered
-            below n have anchors, and class i meets the queue of the i-th class present (released code).
-        weight: of the loss.
 
     Raises:
-        ValueError: no projection head, ranks that leave the queues empty, an unknown option.
+        ValueError: ranks that leave the queues empty.
     """
 
     on: Literal["weak", "mixed"] = "mixed"
 
-    def __init__(
-        self, classes: int, embedding: int, *, drop: EntropyFilter | None = None, queue: int = 30_000,
-        first_queue: int = 50_000, quota: int | None = 3_000, anchors: int = 256, negatives: int = 50,
-        temperature: float = 0.5, sure: float = 0.3, low_rank: int = 3, high_rank: int = 20,
-        reliable: Reliable = "kept", keys: Keys = "others", pairs: Pairs = "class", weight: float = 0.1,
-    ) -> None:  # fmt: skip
+    def __init__(self, classes: int, options: U2PLOptions, drop: EntropyFilter) -> None:
         super().__init__()
-        if embedding < 1:
-            raise ValueError("UnreliableContrast needs a projection head: build the network with embedding > 0")
-        check_ranks(low_rank, high_rank, classes)
-        for value, valid in ((reliable, Reliable), (keys, Keys), (pairs, Pairs)):
-            if value not in get_args(valid):
-                raise ValueError(f"unknown option {value!r}; expected one of {', '.join(get_args(valid))}")
-        self.queues = nn.ModuleList(ClassBank(1, queue if k else first_queue, embedding) for k in range(classes))
-        self.drop = drop or EntropyFilter(0.2)
-        self.quota, self.anchors, self.negatives, self.temperature = quota, anchors, negatives, temperature
-        self.sure, self.low_rank, self.high_rank = sure, low_rank, high_rank
-        self.reliable, self.keys, self.pairs, self.weight = reliable, keys, pairs, weight
+        check_ranks(options.low_rank, classes)
+        sizes = (options.queue if k else options.first_queue for k in range(classes))
+        self.queues = nn.ModuleList(ClassBank(1, size, options.embedding) for size in sizes)
+        self.options, self.drop = options, drop
         self.statistics: dict[str, Tensor] = {}  # of the last call
 
     def forward(self, labeled: View, unlabeled: View, t: float) -> Tensor:
@@ -96,18 +127,20 @@ class UnreliableContrast(nn.Module):
             teacher = (labeled.teacher.embedding, unlabeled.teacher.embedding)
             self.remember(teacher, label, probability, unreliable)
             student = (labeled.student.embedding, unlabeled.student.embedding)
-            return self.weight * self.contrast(student, teacher, label, probability, reliable)
+            return self.options.weight * self.contrast(student, teacher, label, probability, reliable)
 
     @torch.no_grad()
     def divide(self, view: View, t: float, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Which pixels of a view are reliable, and which are unreliable: (B, h, w) bool each."""
         assert view.entropy is not None
-        doubt, known, share = view.entropy, view.target.weight > 0, self.drop.share(t)
+        uncertainty, known, share = view.entropy, view.target.weight > 0, self.drop.share(t)
         if not known.any():
             nothing = known.new_zeros(len(known), *size)
             return nothing, nothing
-        unreliable = doubt >= quantile(doubt[known], 1 - share)
-        reliable = doubt <= quantile(doubt[known], share) if self.reliable == "surest" else ~unreliable
+        unreliable = uncertainty >= quantile(uncertainty[known], 1 - share)
+        reliable = (
+            uncertainty <= quantile(uncertainty[known], share) if self.options.reliable == "surest" else ~unreliable
+        )
         masks = torch.stack((reliable & known, unreliable & known), 1).float()
         masks = F.interpolate(masks, size=tuple(size), mode="nearest") > 0
         return masks[:, 0], masks[:, 1]
@@ -122,12 +155,13 @@ class UnreliableContrast(nn.Module):
             probability: the teacher's (B, K, h, w).
             candidate: (B, h, w) bool, labeled and unreliable pixels.
         """
+        o = self.options
         pixel = candidate.flatten().nonzero()[:, 0]
         of_labeled = pixel < label[: len(teacher[0])].numel()
         negative_of = self.negative_of(label.flatten()[pixel], pixels_at(probability, pixel), of_labeled)
         places = pixel[negative_of.T.nonzero()[:, 1]].split(negative_of.sum(0).tolist())
-        most = [_held(queue) if self.quota is None else max(1, self.quota // processes()) for queue in self.queues]
-        chosen = [some(i, n) if self.quota else i[-n:] for i, n in zip(places, most, strict=True)]
+        most = [_held(queue) if o.quota is None else max(1, o.quota // processes()) for queue in self.queues]
+        chosen = [some(i, n) if o.quota else i[-n:] for i, n in zip(places, most, strict=True)]
         owner = torch.repeat_interleave(label.new_tensor([len(index) for index in chosen]))
         vectors = F.normalize(_pick(teacher, torch.cat(chosen)), dim=1)
         vectors, owner = from_everywhere(vectors, owner, _most_anywhere(owner))
@@ -143,12 +177,13 @@ class UnreliableContrast(nn.Module):
 
     def negative_of(self, label: Tensor, probability: Tensor, labeled: Tensor) -> Tensor:
         """Of which classes a pixel is a negative: (n,) long, (n, K), (n,) bool -> (n, K) bool."""
+        o = self.options
         rank = probability.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        unlikely = (rank >= self.low_rank) & (rank < self.high_rank)
+        unlikely = (rank >= o.low_rank) & (rank < o.high_rank)
         own = label[:, None] == torch.arange(rank.shape[1], device=label.device)
-        if self.keys == "own":
+        if o.keys == "own":
             return unlikely & own & ~labeled[:, None]
-        return torch.where(labeled[:, None], (rank < self.low_rank) & ~own, unlikely)
+        return torch.where(labeled[:, None], (rank < o.low_rank) & ~own, unlikely)
 
     def contrast(
         self, student: Halves, teacher: Halves, label: Tensor, probability: Tensor, reliable: Tensor
@@ -161,29 +196,30 @@ class UnreliableContrast(nn.Module):
             probability: the teacher's (B, K, h, w).
             reliable: (B, h, w) bool.
         """
+        o = self.options
         center, count = _class_means(teacher, torch.where(reliable, label, IGNORE), len(self.queues))
         present = count.nonzero()[:, 0].tolist()
         pools, filled = self._pools(label, probability, reliable), self._filled().tolist()
-        owners = range(len(present)) if self.pairs == "position" else present
+        owners = range(len(present)) if o.pairs == "position" else present
         pairs = [(c, q) for c, q in zip(owners, present, strict=True) if len(pools[c]) and filled[q]]
-        self.statistics["anchors"] = _pair(self.anchors * len(pairs) * (len(present) > 1), 1, center)
+        self.statistics["anchors"] = _pair(o.anchors * len(pairs) * (len(present) > 1), 1, center)
         if len(present) < 2 or not pairs:
             return student[0][:0].sum()
         terms = []
         for c, q in pairs:
-            device, number = label.device, self.anchors * self.negatives
-            anchor = _pick(student, pools[c][torch.randint(len(pools[c]), (self.anchors,), device=device)])
+            device, number = label.device, o.anchors * o.negatives
+            anchor = _pick(student, pools[c][torch.randint(len(pools[c]), (o.anchors,), device=device)])
             drawn = torch.randint(filled[q], (number,), device=device)
-            negative = self.queues[q].rows[0, drawn].view(self.anchors, self.negatives, -1)
+            negative = self.queues[q].rows[0, drawn].view(o.anchors, o.negatives, -1)
             unit = F.normalize(anchor, dim=1)
-            terms.append(info_nce(unit, center[c : c + 1], negative, self.temperature, cosine=False))
+            terms.append(info_nce(unit, center[c : c + 1], negative, o.temperature, cosine=False))
         return torch.stack(terms).sum() / len(present)
 
     @torch.no_grad()
     def _pools(self, label: Tensor, probability: Tensor, reliable: Tensor) -> list[Tensor]:
         """For each class the pixels that may become its anchors."""
         index = torch.where(reliable, label, 0)[:, None]
-        chosen = (reliable & (probability.gather(1, index)[:, 0] > self.sure)).flatten().nonzero()[:, 0]
+        chosen = (reliable & (probability.gather(1, index)[:, 0] > self.options.sure)).flatten().nonzero()[:, 0]
         owner, order = label.flatten()[chosen].sort(stable=True)
         return list(chosen[order].split(torch.bincount(owner, minlength=len(self.queues)).tolist()))
 
@@ -191,15 +227,13 @@ class UnreliableContrast(nn.Module):
         return torch.cat([queue.filled for queue in self.queues])  # type: ignore[misc]
 
 
-def check_ranks(low_rank: int, high_rank: int, classes: int) -> None:
+def check_ranks(low_rank: int, classes: int) -> None:
     """Raise ValueError for ranks at which no unlabeled pixel could become a negative."""
-    if not 1 <= low_rank < high_rank:
-        raise ValueError(f"U2PL needs 1 <= low_rank < high_rank, got low_rank={low_rank}, high_rank={high_rank}")
     if low_rank >= classes:
         raise ValueError(
-            f"low_rank={low_rank} with {classes} classes: ranks count from 0, so no class is ever ranked {low_rank} or "
-            f"lower and unreliable pixels would never be negatives; choose low_rank in 1..{classes - 1}, "
-            "as in replace(recipe, u2pl=replace(recipe.u2pl, low_rank=1))"
+            f"u2pl.low_rank={low_rank} with {classes} classes: ranks count from 0, so no class is ever ranked "
+            f"{low_rank} or lower and unreliable pixels would never be negatives; choose one in 1..{classes - 1}, "
+            "as in --set u2pl.low_rank=1"
         )
 
 

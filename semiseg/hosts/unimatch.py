@@ -7,20 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..build import criterion, make_student, mixer, weigher
 from ..components import ConfidentLabels, NoMix, UniformWeight, entropy, random_box
-from ..losses import pixel_cross_entropy
+from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
-from ..options import Divisor
+from ..options import Divisor, Evaluation, Optimization, Options, option, options
+from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics
-from ..types import Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
-from .supervised import labeled_cross_entropy
+from ..types import Batch, Host, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Step, Target, View
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class UniMatchOptions(Options):
+    """UniMatch; tau, decay of the watching average and divisor are in `Consistency`."""
+
+    part = "unimatch"
+    weights: tuple[float, float, float] = option(
+        (0.25, 0.25, 0.5),
+        "of both strong views and of the dropped channels, before all are halved",
+        symbol="μ_1, μ_2, μ_fp",
+    )
+    drop: float = option(0.5, "share of channels set to zero, of low-level and deep features", ge=0, lt=1)
+    box_p: float = option(0.5, "probability that an image gets a box of another one", ge=0, le=1)
+    box_area: tuple[float, float] = option((0.02, 0.4), "bounds of the box's share of the image")
+
+    def __post_init__(self) -> None:
+        if min(self.weights) < 0:
+            raise ValueError(f"unimatch.weights must be >= 0, got {self.weights}")
 
 
 class RandomBox:
@@ -53,7 +76,7 @@ class RandomBox:
         return Paste(source)
 
 
-class UniMatch(nn.Module):
+class UniMatch(Host):
     """L = (L_sup + mu_1 L_s1 + mu_2 L_s2 + mu_fp L_fp) / 2.
 
     The network teaches itself: pseudo-labels come from its training-mode pass over the weak view, without gradient.  An
@@ -61,8 +84,7 @@ class UniMatch(nn.Module):
 
     Args:
         student: a segmentation network with backbone, fuse and read.
-        weights: (mu_1, mu_2, mu_fp).
-        drop: share of channels set to zero, of low-level and deep features.
+        options: the numbers.
         divisor: "valid": every pixel that is not padding (released code).
         criterion: of the labeled term; OHEM on Cityscapes.
         decay: of the watching average.
@@ -71,12 +93,11 @@ class UniMatch(nn.Module):
     def __init__(
         self,
         student: DeepLabV3Plus,
+        options: UniMatchOptions,
         *,
         label: PseudoLabeler | None = None,
         weigh: PixelWeighter | None = None,
         mix: Mixer | None = None,
-        weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
-        drop: float = 0.5,
         divisor: Divisor = "valid",
         criterion: Callable[[Output, Target], Tensor] = labeled_cross_entropy,
         decay: float = 0.999,
@@ -84,7 +105,7 @@ class UniMatch(nn.Module):
         super().__init__()
         self.student, self.teacher = student, Teacher(student, decay)
         self.label, self.mix, self.weigh = label or ConfidentLabels(), mix or RandomBox(), weigh or UniformWeight()
-        self.weights, self.drop, self.divisor, self.criterion = weights, drop, divisor, criterion
+        self.options, self.divisor, self.criterion = options, divisor, criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
         if len(batch.u_strong) != 2:
@@ -93,7 +114,7 @@ class UniMatch(nn.Module):
 
         # 1. labeled and weak images, and the weak ones again with dropped channels, through one decoder pass
         low, deep = self.student.backbone(torch.cat((batch.x, batch.u_weak)))
-        low, deep = (torch.cat((v, F.dropout2d(v[n:], self.drop))) for v in (low, deep))
+        low, deep = (torch.cat((v, F.dropout2d(v[n:], self.options.drop))) for v in (low, deep))
         output = self.student.read(self.student.fuse(low, deep), deep, size)
         on_u = output.rows(n, n + m).detach()
         y = Target.from_labels(batch.y)
@@ -117,7 +138,7 @@ class UniMatch(nn.Module):
         logits = (on_mixed.logits[:first], on_mixed.logits[first:], output.logits[n + m :])
         targets.append(self._weighed(weak.target, factor))
         losses = {"labeled": self.criterion(labeled.student, y) / 2}  # type: ignore[arg-type]
-        terms = zip(("strong_1", "strong_2", "dropped"), self.weights, logits, targets, strict=True)
+        terms = zip(("strong_1", "strong_2", "dropped"), self.options.weights, logits, targets, strict=True)
         for name, weight, on, target in terms:
             losses[name] = weight * pixel_cross_entropy(on, target, self.divisor) / 2
         return Step(losses, pseudo_label_statistics(label, batch.u_hidden) | logged(self.weigh, self.mix))
@@ -125,5 +146,30 @@ class UniMatch(nn.Module):
     def _weighed(self, target: Target, factor: Tensor) -> Target:
         return target.times(factor) if self.weigh.in_divisor else target.only(factor)
 
-    def after_step(self) -> None:
-        self.teacher.follow(self.student)
+
+def build(recipe: Recipe, classes: int) -> UniMatch:
+    o, c = recipe[UniMatchOptions], recipe.consistency
+    return UniMatch(
+        make_student(recipe, classes), o, label=ConfidentLabels(c.tau), weigh=weigher(recipe, classes),
+        mix=mixer(recipe, RandomBox(o.box_p, o.box_area), classes), divisor=c.divisor, criterion=criterion(recipe),
+        decay=c.decay,
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """UniMatch's released numbers at paper scale; its divisor counts every pixel that is not padding."""
+    base = base.having(replace(base.consistency, divisor="valid"))
+    if base.scale != "paper":
+        return base
+    if base.data != "cityscapes":
+        return base.having(Optimization(321, batch=8), Evaluation("whole", 321))
+    optimization = Optimization(801, batch=8, epochs=240, lr=5e-3, head_lr_factor=1.0, ohem=True)
+    return base.having(optimization, replace(base.consistency, tau=0.0))
+
+
+METHOD = Method(
+    "unimatch", title="UniMatch", color="#da8bc3", options=UniMatchOptions, build=build,
+    reads=("tau", "decay", "divisor"), settings=settings, loading=lambda recipe: {"views": 2},
+    unlabeled_weights=("unimatch.weights",), paper="Yang et al., CVPR 2023", cite="yang2023unimatch", year=2023,
+    chapter="notebooks/hosts",
+)  # fmt: skip

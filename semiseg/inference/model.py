@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..build import build, load_exported
+from ..build import build, load_exported, without_pretraining
 from ..data.dataset import SegmentationData
 from ..data.sets.digits import Digits
 from ..data.sets.voc import CLASSES as VOC_CLASSES
@@ -22,7 +22,7 @@ from ..data.sets.voc import voc_palette
 from ..data.splits import read_list
 from ..data.transforms import Normalize
 from ..evaluate import Scores, batch_of, scorer, sliding
-from ..recipes import Recipe
+from ..recipe import Recipe
 from ..runs import RECORD, WEIGHTS, Run
 from ..types import IGNORE
 
@@ -99,7 +99,7 @@ def load_model(folder: Path | str, device: str = "auto") -> Model:
         return _exported(folder, on)
     run = Run.read(folder)
     recipe, classes = Recipe.from_dict(run.record["recipe"]), tuple(run.record["data"]["classes"])
-    network = load_exported(recipe, len(classes), weights_of(run)).teacher.model.eval().to(on)
+    network = load_exported(recipe, len(classes), weights_of(run)).networks()["teacher"].eval().to(on)
     return Model(network, recipe, classes, palette_of(run.record["data"]), folder)
 
 
@@ -134,7 +134,7 @@ def _exported(folder: Path, device: torch.device) -> Model:
 
 def network_of(recipe: Recipe, classes: int) -> nn.Module:
     """The network of a recipe with random weights; nothing is downloaded."""
-    return build(replace(recipe, network=replace(recipe.network, weights=None)), classes).student
+    return build(without_pretraining(recipe), classes).student
 
 
 def find_device(name: str) -> torch.device:

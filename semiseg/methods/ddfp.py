@@ -12,7 +12,8 @@ and must still get the same pseudo-label, so the classifier is made to explore t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,11 +22,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import as_pixels
-from ..components import ConfidentLabels
-from ..hosts.mean_teacher import MeanTeacher
+from ..build import make_student
+from ..hosts.mean_teacher import ALL, MeanTeacher, mean_teacher
 from ..models.deeplabv3plus import DeepLabV3Plus
-from ..types import IGNORE, Target, View
+from ..options import Options, option, options
+from ..registry import Method
+from ..types import IGNORE, FeaturePerturber, Target, View
 from .flow import UNLABELED, MixtureFlow
+from .perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class DDFPOptions(Options):
+    """The feature perturbation and its flow; each default is the better founded reading of text and code."""
+
+    part = "ddfp"
+    eps: float = option(
+        4.0, "length of the step at every pixel; 4 at 304 channels, at fewer the same change per channel", symbol="ε",
+        equation="Eq. 11", gt=0,
+    )  # fmt: skip
+    tap: Literal["decoder_input", "features"] = option(
+        "decoder_input",
+        "where the step is taken: at the fused map, through the two 3x3 convolutions that lead to the flow's features "
+        "(released code); features: at the flow's own features (paper, read literally)",
+    )
+    learn_means: bool = option(True, "train the means (released code), or leave them as drawn (paper)", symbol="μ_k")
+    second_bn: bool = option(True, "a second set of BatchNorm statistics for perturbed features (released code)")
+    weights: tuple[float, float] = option(
+        (0.5, 0.5),
+        "of the image and the feature term: released code; (1, 0.5): paper",
+        symbol="1, λ_ft",
+        equation="Eq. 16",
+    )
+    sampling: Literal["uniform", "equal"] = option(
+        "uniform", "of the flow's pixels: over labeled and unlabeled together (released code), or equal halves (paper)"
+    )
+    noise: float = option(0.05, "standard deviation on the flow's training features (released code); 0: none", ge=0)
+    perturb_from_epoch: int = option(2, "first epoch with perturbed features", unit="epochs", ge=0)
+    flow_hidden: int = option(256, "width of the coupling networks", gt=0)
+    step: Literal["density", "normal", "uniform", "dropout", "vat", "vat_published"] = option(
+        "density", "the step in feature space, or a rival of it (Tables 4 and 7)", later=True
+    )
+    samples: int = option(20 * 1024, "features per step of the flow", unit="pixels", later=True, gt=0)
+    flow_lr: float = option(1e-3, "Adam's rate for the flow", later=True, gt=0)
+    flow_lr_final: float = option(0.01, "factor the rate decays to over training, as rate * factor^t", later=True, gt=0)
+    flow_clip: float = option(50.0, "L2 bound of the flow's gradient", later=True, gt=0)
 
 
 class DensityDescent(nn.Module):
@@ -34,41 +78,24 @@ class DensityDescent(nn.Module):
     Args:
         width: D, channels of the features the flow models.
         classes: K, Gaussians of its base distribution.
-        eps: epsilon, length of the step at every pixel (Eq. 11).
-        tap: where the step is taken.  "decoder_input" (released code): at the fused 304-channel map, through the
-            two 3x3 convolutions that lead to the flow's features; "features" (paper, read literally): at the flow's
-            own features.
-        learn_means: train the means mu_k (released code) or leave them as drawn (paper).
-        sampling: "uniform" over labeled and unlabeled pixels together (released code), or "equal" halves (paper).
-        noise: standard deviation of Gaussian noise on the flow's training features (released code only; 0: none).
-        samples: features per flow step ("20k").
-        lr, final: Adam's rate, and the factor it decays to over training: lr * final^t.
-        clip: L2 bound of the flow's gradient.
-        hidden: width of the coupling networks.
+        options: the numbers.
     """
 
-    def __init__(
-        self,
-        width: int,
-        classes: int,
-        *,
-        eps: float = 4.0,
-        tap: Literal["decoder_input", "features"] = "decoder_input",
-        learn_means: bool = True,
-        sampling: Literal["uniform", "equal"] = "uniform",
-        noise: float = 0.05,
-        samples: int = 20 * 1024,
-        lr: float = 1e-3,
-        final: float = 0.01,
-        clip: float = 50.0,
-        hidden: int = 256,
-    ) -> None:
+    tap: Literal["decoder_input", "features"]
+
+    def __init__(self, width: int, classes: int, options: DDFPOptions) -> None:
         super().__init__()
-        self.flow = MixtureFlow(width, classes, hidden=hidden, learn_means=learn_means)
-        trained = [p for p in self.flow.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr, betas=(0.5, 0.9))
-        self.eps, self.tap, self.sampling, self.noise = eps, tap, sampling, noise
-        self.samples, self.lr, self.final, self.clip = samples, lr, final, clip
+        self.options, self.tap = options, options.tap
+        self.flow = MixtureFlow(width, classes, hidden=options.flow_hidden, learn_means=options.learn_means)
+        self.optimizer = torch.optim.Adam(self.own_parameters(), options.flow_lr, betas=(0.5, 0.9))
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The flow's, which `observe` trains."""
+        return [p for p in self.flow.parameters() if p.requires_grad]
+
+    def exported_state(self) -> dict[str, Any]:
+        """The flow."""
+        return {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
 
     def forward(self, start: Tensor, onward: Callable[[Tensor], Tensor], target: Target) -> Tensor:
         """delta* for every feature (Eq. 11).
@@ -90,7 +117,7 @@ class DensityDescent(nn.Module):
                 return torch.zeros_like(start)
             descent = -self.flow.log_prob(as_pixels(features)[known]).mean()
             (g,) = torch.autograd.grad(descent, start)
-        return self.eps * F.normalize(g.float(), dim=1, eps=1e-30).to(start.dtype)
+        return self.options.eps * F.normalize(g.float(), dim=1, eps=1e-30).to(start.dtype)
 
     def observe(self, labeled: View, weak: View, t: float) -> dict[str, Tensor]:
         """One step of the flow on the teacher's features (Eq. 9): own component where labeled, mixture elsewhere.
@@ -100,15 +127,16 @@ class DensityDescent(nn.Module):
         v, y = self._features(labeled, weak)
         if not len(v):
             return {}
-        if self.noise:
-            v = v + self.noise * torch.randn_like(v)
-        self.optimizer.param_groups[0]["lr"] = self.lr * self.final**t
+        o = self.options
+        if o.noise:
+            v = v + o.noise * torch.randn_like(v)
+        self.optimizer.param_groups[0]["lr"] = o.flow_lr * o.flow_lr_final**t
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             nll = -self.flow.log_prob(v, y).mean()
             nll.backward()
         self._average_over_processes()
-        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.clip)
+        nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], o.flow_clip)
         self.optimizer.step()
         return {"flow_nll": torch.stack((nll.detach(), torch.ones_like(nll)))}
 
@@ -120,12 +148,13 @@ class DensityDescent(nn.Module):
         valid = F.interpolate(weak.target.denominator[:, None], size=tuple(size), mode="nearest").flatten() > 0
         v_l, v_u = as_pixels(labeled.teacher.features)[y != IGNORE], as_pixels(weak.teacher.features)[valid]
         y = y[y != IGNORE]
-        if self.sampling == "equal":
-            n = min(self.samples // 2, len(v_l), len(v_u))
+        o = self.options
+        if o.sampling == "equal":
+            n = min(o.samples // 2, len(v_l), len(v_u))
             keep = torch.randperm(len(v_l), device=y.device)[:n]
             v_l, y, v_u = v_l[keep], y[keep], v_u[torch.randperm(len(v_u), device=y.device)[:n]]
         v, y = torch.cat((v_l, v_u)), torch.cat((y, y.new_full((len(v_u),), UNLABELED)))
-        keep = torch.randperm(len(v), device=y.device)[: self.samples]
+        keep = torch.randperm(len(v), device=y.device)[: o.samples]
         return v[keep].to(self.flow.means.dtype), y[keep]
 
     def _average_over_processes(self) -> None:
@@ -141,7 +170,61 @@ class DensityDescent(nn.Module):
         self.optimizer.load_state_dict(state)
 
 
-def ddfp(student: DeepLabV3Plus, classes: int, *, perturb: DensityDescent | None = None, **seams: Any) -> MeanTeacher:
-    """DDFP on its own host; every argument of MeanTeacher can be given, `perturb` replaces the default step."""
-    seams.setdefault("label", ConfidentLabels(0.95))
-    return MeanTeacher(student, perturb=perturb or DensityDescent(student.width, classes), **seams)
+def perturber(recipe: Recipe, student: DeepLabV3Plus, teacher: nn.Module, classes: int) -> FeaturePerturber:
+    """DDFP's step, or the rival of it that Tables 4 and 7 ask for."""
+    o = recipe[DDFPOptions]
+    match o.step:
+        case "normal":
+            return RandomNormal(o.eps)
+        case "uniform":
+            return UniformNoise()
+        case "dropout":
+            return ChannelDropout()
+        case "vat":
+            return VAT(decoder_of(teacher), eps=o.eps)
+        case "vat_published":
+            return published_vat(decoder_of(teacher))
+    return DensityDescent(student.width, classes, o)
+
+
+def build(recipe: Recipe, classes: int) -> MeanTeacher:
+    o = recipe[DDFPOptions]
+    student = make_student(recipe, classes, second_bn=o.second_bn)
+    host = mean_teacher(
+        recipe, classes, student, perturbed_weights=o.weights,
+        perturb_from=o.perturb_from_epoch / recipe.optimization.epochs,
+    )  # fmt: skip
+    host.perturb = perturber(recipe, student, host.networks()["teacher"], classes)
+    return host
+
+
+def settings(base: Recipe) -> Recipe:
+    """The paper's epsilon = 4 at 304 channels, as the same root-mean-square change per channel at fewer; the flow's
+    width by scale."""
+    n = base.network
+    hidden = {"smoke": 16, "tiny": 64 if base.data == "digits" else 128}.get(base.scale, 256)
+    eps = round(4 * ((n.width + n.low_width) / 304) ** 0.5, 2)
+    return base.having(DDFPOptions(eps=eps, flow_hidden=hidden))
+
+
+def paper(base: Recipe) -> Recipe:
+    """Every option where the text speaks."""
+    own = replace(
+        base[DDFPOptions], tap="features", learn_means=False, second_bn=False, weights=(1.0, 0.5), sampling="equal",
+        noise=0.0,
+    )  # fmt: skip
+    return base.having(own, replace(base.consistency, divisor="valid", teacher="ema"))
+
+
+def official(base: Recipe) -> Recipe:
+    """Gavinwxy/DDFP @ 7956c72 as it runs, its accidents included."""
+    o = base[DDFPOptions]
+    own = DDFPOptions(eps=o.eps, flow_hidden=o.flow_hidden)
+    return base.having(own, replace(base.consistency, divisor="kept", teacher="self"))
+
+
+METHOD = Method(
+    "ddfp", title="DDFP", color="#c44e52", options=DDFPOptions, build=build, reads=ALL, settings=settings,
+    readings={"paper": paper, "official": official}, plain="mean_teacher", paper="Wang et al., CVPR 2024",
+    cite="wang2024ddfp", year=2024, chapter="notebooks/ddfp",
+)  # fmt: skip

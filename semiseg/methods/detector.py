@@ -10,7 +10,6 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +30,31 @@ from ..data.boxes import Boxes, Detections, component_boxes
 from ..data.dataset import SegmentationData
 from ..data.splits import Split
 from ..models.backbones import load_backbone, tiny
-from ..options import Detector, one_of
+from ..models.names import BACKBONES
+from ..options import Options, one_of, option, options
 from ..runs import write_text
+
+
+@options
+class DetectorOptions(Options):
+    """WPL's Faster R-CNN and its training on the labeled images."""
+
+    part = "detector"
+    backbone: str = option("resnet50", "encoder")
+    weights: str | None = option("imagenet", "of the encoder, never of a detector")
+    size: int = option(513, "short side of the images", unit="pixels", gt=0)
+    batch: int = option(8, "images per step", gt=0)
+    epochs: int = option(200, "at most", gt=0)
+    patience: int = option(20, "epochs without a better F1 on held-out labeled images", gt=0)
+    held_out: float = option(0.2, "share of the labeled images that says when to stop", gt=0, lt=1)
+    lr: float = option(1e-4, "learning rate", gt=0)
+    weight_decay: float = option(5e-4, "of all parameters", ge=0)
+    min_pixels: int = option(90, "of a component that gets a box", unit="pixels")
+    most: int = option(50, "boxes of an image", gt=0)
+    things: tuple[str, ...] | None = option(None, "classes with boxes; none: all but what is usually stuff", later=True)
+
+    def __post_init__(self) -> None:
+        one_of("backbone", self.backbone, BACKBONES)
 
 
 class _TinyBody(nn.Module):
@@ -64,7 +86,7 @@ def _pyramid(name: str, weights: str | None) -> BackboneWithFPN:
     return BackboneWithFPN(net, layers, [64 * wide * 2**i for i in range(4)], 256)
 
 
-def make_detector(o: Detector, things: int) -> FasterRCNN:
+def make_detector(o: DetectorOptions, things: int) -> FasterRCNN:
     """A network for so many classes; images are resized so that the short side has `o.size` pixels.
 
     torchvision trains on 512 regions of an image and predicts from 1000, for up to 100 boxes; here as many for each of
@@ -91,7 +113,7 @@ def make_detector(o: Detector, things: int) -> FasterRCNN:
     )  # fmt: skip
 
 
-def _sample(data: SegmentationData, key: str, o: Detector, things: Sequence[int]) -> tuple[Tensor, Boxes]:
+def _sample(data: SegmentationData, key: str, o: DetectorOptions, things: Sequence[int]) -> tuple[Tensor, Boxes]:
     mask = data.mask(key)
     if mask is None:
         raise ValueError(f"labeled image {key} of {data.name} has no mask, so it has no boxes to learn from")
@@ -99,7 +121,7 @@ def _sample(data: SegmentationData, key: str, o: Detector, things: Sequence[int]
 
 
 def train_detector(
-    data: SegmentationData, labeled: Sequence[str], things: Sequence[int], o: Detector, seed: int = 0
+    data: SegmentationData, labeled: Sequence[str], things: Sequence[int], o: DetectorOptions, seed: int = 0
 ) -> tuple[FasterRCNN, list[dict[str, float]]]:
     """Train on the labeled images, but for a held-out share that says when to stop.
 
@@ -150,7 +172,7 @@ def best_epoch(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _one_epoch(
     fabric: Fabric, net: nn.Module, optimizer: torch.optim.Optimizer, samples: list[tuple[Tensor, Boxes]],
-    things: Sequence[int], o: Detector, augment: v2.Transform,
+    things: Sequence[int], o: DetectorOptions, augment: v2.Transform,
 ) -> float:  # fmt: skip
     """One pass in random order; the mean loss."""
     net.train()
@@ -213,14 +235,14 @@ def thing_classes(data: SegmentationData, names: Sequence[str] | None = None) ->
     return tuple(sorted({data.classes.index(name) for name in names}))
 
 
-def find_objects(data: SegmentationData, split: Split, o: Detector, path: Path, seed: int = 0) -> Detections:
+def find_objects(data: SegmentationData, split: Split, o: DetectorOptions, path: Path, seed: int = 0) -> Detections:
     """Boxes of all unlabeled images by a detector trained on the labeled ones; made once and kept in a file.
 
     Beside the file lies what was done, as JSON.  Raises ValueError where that differs from what is asked for.
     """
     things = thing_classes(data, o.things)
-    numbers = {**asdict(o), "weights": o.weights and Path(o.weights).name}
-    del numbers["things"]  # they are named beside
+    numbers = {**o.as_dict(), "weights": o.weights and Path(o.weights).name}
+    numbers.pop("things", None)  # they are named beside
     asked = {"data": data.sha256, "split": split.sha256, "seed": seed, "things": list(things), "detector": numbers}
     note = path.with_suffix(".json")
     if path.is_file() and note.is_file():

@@ -12,7 +12,8 @@ densest ones of batch and memory, and away from random features of other classes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -20,14 +21,91 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, from_everywhere, largest, processes, some
+from ..build import make_student
 from ..components import EntropyFilter
-from ..hosts.mean_teacher import MeanTeacher
+from ..hosts.mean_teacher import WITHOUT_TAU, MeanTeacher, mean_teacher
 from ..losses import info_nce
-from ..models.deeplabv3plus import DeepLabV3Plus
+from ..options import Consistency, Evaluation, Network, Options, option, options
+from ..registry import Method
 from ..types import IGNORE, PseudoLabeler, View
 
-Sampling = Literal["density", "confidence", "random"]
-Center = Literal["projections", "fresh_projections", "features"]
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@options
+class DGCLOptions(Options):
+    """The density-guided contrast and its pseudo-labels.  Numbers of pixels are for 8 maps of 129 x 129 features.
+
+    Each default is the better founded reading; see `paper` and `official`.  weight=0 leaves out the contrast and its
+    head (Table 5, II); sampling="random" with memory=False is plain contrast (III), memory=False alone is (IV).
+    """
+
+    part = "dgcl"
+    embedding: int = option(256, "width of the projection head", gt=0)
+    weight: float = option(0.5, "of the contrast", symbol="λ_contra", ge=0)
+    unlabeled_weight: float = option(0.5, "of self-training", symbol="λ_unsup", ge=0)
+    color: bool = option(False, "True: on the color-jittered view; False: CutMix alone, in paper and released code")
+    drop: float = option(
+        0.2, "share of uncertain pixels that get no pseudo-label at first", symbol="β_0", equation="Eq. 6", ge=0, lt=1
+    )
+    contrast_drop: tuple[float, float] | None = option(
+        (0.8, 0.1), "the same for the contrast: first and least (released code); none: as the pseudo-labels (paper)"
+    )
+    drop_falls: Literal["steps", "epochs", "steps_after_warm_up"] = option(
+        "steps_after_warm_up", "how the share falls: with every step (paper), epoch by epoch (released code), or ours",
+        equation="Eq. 6",
+    )  # fmt: skip
+    bank: int = option(10_000, "vectors a class holds", symbol="|P^c|", gt=0)
+    quota: int = option(1_000, "most vectors a class takes in one step", gt=0)
+    pixels: int = option(10_000, "most pixels of a class measured in one step", gt=0)
+    scales: tuple[int, ...] = option(
+        (8, 16, 32), "neighbors of the graphs, one number for a single graph (Table 7)", symbol="k",
+        equation="Eq. 7, 8", min_length=1,
+    )  # fmt: skip
+    anchors: int = option(200, "sparsest pixels of a class", symbol="|Q^c|", equation="Eq. 10", gt=0)
+    keys: int = option(
+        50, "densest pixels of a class from the batch, and as many from the bank", equation="Eq. 11", gt=0
+    )
+    negatives: int = option(512, "pixels of other classes", gt=0)
+    tau: float = option(0.5, "temperature", symbol="τ", equation="Eq. 13", gt=0)
+    sampling: Literal["density", "confidence", "random"] = option(
+        "density", "what anchors are low and keys high in (Table 6); random: random anchors, center of all pixels"
+    )
+    memory: bool = option(
+        True, "measure density in, and take keys from, the bank as well (Table 5, V); False: the batch alone (IV)"
+    )
+    exclude: tuple[int, ...] = option(
+        (0,),
+        "classes that are not contrasted and have no memory, only serve as negatives (released code on VOC: "
+        "background, whose bank it fills but never reads)",
+    )
+    ready: Literal["class", "all"] = option(
+        "class", "a class takes part once its own bank, or all banks (released code), can measure density"
+    )
+    center: Literal["projections", "fresh_projections", "features"] = option(
+        "projections",
+        "mean of projections, stored ones included (released code); fresh_projections: stored features are projected "
+        "anew; features: projection of the mean feature", symbol="r^c", equation="Eq. 12, 13",
+    )  # fmt: skip
+    negatives_of: Literal["class", "anchor"] = option(
+        "class", "one draw for each class (released code) or each anchor (paper; out of 8 times as many)"
+    )
+    cosine: bool = option(True, "see `losses.info_nce`")
+    positive_in_denominator: bool = option(True, "see `losses.info_nce`")
+    reduction: Literal["mean", "sum"] = option(
+        "mean", "over anchors, then classes (released code), or the sum of both", equation="Eq. 13"
+    )
+    own_neighbor: bool = option(False, "see `density`")
+    equal_when_few: bool = option(
+        False, "a class of at most max(scales) pixels counts as equally dense everywhere (released code)"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.scales) < 1:
+            raise ValueError(f"dgcl.scales must be >= 1, got {self.scales}")
+        if self.sampling == "random" and self.memory:
+            raise ValueError("sampling='random' takes its center from the batch alone; it needs memory=False")
 
 
 def density(unit: Tensor, neighbors: Tensor, scales: tuple[int, ...], own: bool = False, block: int = 512) -> Tensor:
@@ -72,60 +150,29 @@ class Seen(NamedTuple):
 class DensityContrast(nn.Module):
     """Auxiliary loss: density-guided contrast with class memory banks (Sec. 3.4).
 
-    Defaults are the released code's numbers, and per-class readiness instead of its wait for every bank.
-
     Args:
-        classes, width, embedding: K, D, E.
-        bank, quota: vectors a class holds, and most it takes in one step.
-        pixels: most pixels of a class measured in one step.
-        scales: k of the neighbor graphs, (k,) for a single one (Table 7).
-        anchors, keys, negatives: per class; `keys` from the batch and as many from the bank.
-        tau, weight: temperature and factor of the loss.
-        sampling: what anchors are low and keys high in (Table 6); "random": random anchors, center of all pixels.
-        memory: measure density in, and take keys from, the bank as well (Table 5 V); False: the batch alone (IV).
-        exclude: classes that are not contrasted and have no memory, only serve as negatives (released code on VOC:
-            background, whose bank it fills but never reads).
+        classes, width: K, D.
+        options: the numbers; `embedding` is E, channels of the projection head.
         labels: filter of the unlabeled pixels; None: the pseudo-labels of self-training (paper).
-        ready: a class takes part once its own bank, or "all" banks (released code), can measure density.
-        center: mean of projections, stored ones included (released code); "fresh_projections": stored features are
-            projected anew; "features": projection of the mean feature (Eq. 12, 13).
-        negatives_of: one draw for each "class" (released code) or each "anchor" (paper; out of 8 times as many).
-        cosine, positive_in_denominator: see `info_nce`.
-        reduction: "mean" over anchors, then classes (released code), or "sum" of both (Eq. 13).
-        own_neighbor: see `density`.
-        equal_when_few: a class of at most max(scales) pixels counts as equally dense everywhere (released code).
         project: features (n, D) -> projections (n, E); needed unless center is "projections".
     """
 
     on: Literal["weak", "mixed"] = "weak"
 
     def __init__(
-        self, classes: int, width: int, embedding: int, *, bank: int = 10_000, quota: int = 1_000, pixels: int = 10_000,
-        scales: tuple[int, ...] = (8, 16, 32), anchors: int = 200, keys: int = 50, negatives: int = 512,
-        tau: float = 0.5, weight: float = 0.5, sampling: Sampling = "density", memory: bool = True,
-        exclude: tuple[int, ...] = (0,), labels: PseudoLabeler | None = None, ready: Literal["class", "all"] = "class",
-        center: Center = "projections", negatives_of: Literal["class", "anchor"] = "class", cosine: bool = True,
-        positive_in_denominator: bool = True, reduction: Literal["mean", "sum"] = "mean", own_neighbor: bool = False,
-        equal_when_few: bool = False, project: Callable[[Tensor], Tensor] | None = None,
+        self, classes: int, width: int, options: DGCLOptions, *, labels: PseudoLabeler | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if sampling == "random" and memory:
-            raise ValueError("random sampling takes its center from the batch alone; it needs memory=False")
-        if center != "projections" and project is None:
-            raise ValueError(f"center={center!r} needs the projection head, got project=None")
-        if min(embedding, quota, pixels, anchors, keys, negatives, *scales) < 1:
-            raise ValueError("embedding, quota, pixels, anchors, keys, negatives and scales must be at least 1")
+        o = options
+        if o.center != "projections" and project is None:
+            raise ValueError(f"center={o.center!r} needs the projection head, got project=None")
         # A vector in the bank: feature / length, length, projection, score (density or confidence) when it was stored.
-        self.columns = width + embedding + 2
-        self.bank = ClassBank(classes, bank, self.columns) if memory else None
-        self.width, self.quota, self.pixels, self.scales = width, quota, pixels, scales
-        self.anchors, self.keys, self.negatives, self.tau, self.weight = anchors, keys, negatives, tau, weight
-        self.sampling, self.exclude, self.labels, self.ready = sampling, exclude, labels, ready
-        self.center, self.negatives_of, self.cosine = center, negatives_of, cosine
-        self.positive_in_denominator, self.reduction = positive_in_denominator, reduction
-        self.own_neighbor, self.equal_when_few = own_neighbor, equal_when_few
-        self.project = None if center == "projections" else project
-        self.enough = min(max(quota, keys, *scales), bank - 1)  # a bank that holds more can measure density
+        self.columns = width + o.embedding + 2
+        self.bank = ClassBank(classes, o.bank, self.columns) if o.memory else None
+        self.width, self.options, self.labels = width, options, labels
+        self.project = None if o.center == "projections" else project
+        self.enough = min(max(o.quota, o.keys, *o.scales), o.bank - 1)  # a bank that holds more can measure density
         self.statistics: dict[str, Tensor] = {}
 
     def forward(self, labeled: View, unlabeled: View, t: float) -> Tensor:
@@ -140,7 +187,7 @@ class DensityContrast(nn.Module):
         with torch.autocast(labeled.student.features.device.type, enabled=False):
             seen = self._see(labeled, unlabeled, t)
             choices = self._choose_and_remember(seen)
-            return self.weight * self._loss(choices, seen.embedding)
+            return self.options.weight * self._loss(choices, seen.embedding)
 
     def _see(self, labeled: View, unlabeled: View, t: float) -> Seen:
         students = [view.student for view in (labeled, unlabeled) if view.student is not None]
@@ -157,7 +204,7 @@ class DensityContrast(nn.Module):
             on_u = target.at(size)
         self.statistics["contrast_kept"] = torch.stack(((on_u != IGNORE).sum(), valid.sum())).float()
         confidence = embedding.new_empty(0)
-        if self.sampling == "confidence":
+        if self.options.sampling == "confidence":
             logits = torch.cat([_at(view.teacher.logits, size) for view in (labeled, unlabeled) if view.teacher])
             confidence = logits.softmax(1).amax(1).flatten()
         labels = torch.cat((labeled.target.at(size), on_u)).flatten()
@@ -170,9 +217,9 @@ class DensityContrast(nn.Module):
         choices, rows, owners = [], [seen.features.new_empty(0, self.columns)], [seen.labels[:0]]
         for k in present:
             contrasted = len(present) > 1 and self._is_ready(held, k)
-            if k in self.exclude or not (contrasted or held):
+            if k in self.options.exclude or not (contrasted or held):
                 continue
-            mine = some((seen.labels == k).nonzero()[:, 0], self.pixels if contrasted else self.quota)
+            mine = some((seen.labels == k).nonzero()[:, 0], self.options.pixels if contrasted else self.options.quota)
             unit = seen.features[mine]
             length = unit.norm(dim=1, keepdim=True).clamp(min=1e-12)
             unit /= length
@@ -180,48 +227,48 @@ class DensityContrast(nn.Module):
             if contrasted:
                 choices.append(self._choose(k, mine, score, seen))
             if held:
-                new = some(torch.arange(len(mine), device=mine.device), max(1, self.quota // processes()))
+                new = some(torch.arange(len(mine), device=mine.device), max(1, self.options.quota // processes()))
                 parts = (unit[new], length[new], seen.embedding[mine[new]], score[new, None])
                 rows.append(torch.cat(parts, 1))
                 owners.append(seen.labels[mine[new]])
-        self._log(choices, len([k for k in present if k not in self.exclude]))
+        self._log(choices, len([k for k in present if k not in self.options.exclude]))
         if self.bank is not None:
-            new_rows, new_owners = from_everywhere(torch.cat(rows), torch.cat(owners), len(held) * self.quota)
+            new_rows, new_owners = from_everywhere(torch.cat(rows), torch.cat(owners), len(held) * self.options.quota)
             self.bank.push(new_rows, new_owners, quota=self.bank.rows.shape[1])
         return choices
 
     def _is_ready(self, held: list[int], k: int) -> bool:
         if self.bank is None:
             return True
-        if self.ready == "class":
+        if self.options.ready == "class":
             return held[k] > self.enough
-        return all(n == self.bank.rows.shape[1] for other, n in enumerate(held) if other not in self.exclude)
+        return all(n == self.bank.rows.shape[1] for other, n in enumerate(held) if other not in self.options.exclude)
 
     def _score(self, k: int, unit: Tensor, mine: Tensor, seen: Seen, measurable: bool) -> Tensor:
         """What the pixels of class k are ranked by: density, confidence, or 0 where there is nothing to rank by."""
-        if self.sampling == "confidence":
+        if self.options.sampling == "confidence":
             return seen.confidence[mine]
-        if self.sampling == "random" or not measurable:
+        if self.options.sampling == "random" or not measurable:
             return unit.new_zeros(len(unit))
-        if self.equal_when_few and len(unit) <= max(self.scales):
+        if self.options.equal_when_few and len(unit) <= max(self.options.scales):
             return unit.new_ones(len(unit))
         neighbors = unit if self.bank is None else self.bank[k][:, : self.width]
-        return density(unit, neighbors, self.scales, self.own_neighbor and self.bank is not None)
+        return density(unit, neighbors, self.options.scales, self.options.own_neighbor and self.bank is not None)
 
     def _choose(self, k: int, mine: Tensor, score: Tensor, seen: Seen) -> Choice:
         n = len(mine)
-        if self.sampling == "random":
+        if self.options.sampling == "random":
             dense = torch.arange(n, device=mine.device)
-            sparse = some(dense, self.anchors)
+            sparse = some(dense, self.options.anchors)
         else:
-            sparse = score.topk(min(self.anchors, n), largest=False).indices
-            dense = score.topk(min(self.keys, n)).indices
+            sparse = score.topk(min(self.options.anchors, n), largest=False).indices
+            dense = score.topk(min(self.options.keys, n)).indices
         stored = seen.features.new_empty(0, self.columns)
         if self.bank is not None:
             stored = self.bank[k]
-            stored = stored[stored[:, -1].topk(min(self.keys, len(stored))).indices]
+            stored = stored[stored[:, -1].topk(min(self.options.keys, len(stored))).indices]
         others = ((seen.labels != k) & (seen.labels != IGNORE)).nonzero()[:, 0]
-        negatives = some(others, self.negatives * (8 if self.negatives_of == "anchor" else 1))
+        negatives = some(others, self.options.negatives * (8 if self.options.negatives_of == "anchor" else 1))
         scores = torch.stack((score.mean(), score[sparse].mean(), score[dense].mean()))
         return Choice(mine[sparse], self._center(mine[dense], stored, seen), negatives, scores)
 
@@ -231,32 +278,33 @@ class DensityContrast(nn.Module):
         if self.project is None:
             return torch.cat((fresh, stored[:, self.width + 1 : -1])).mean(0)
         features = stored[:, : self.width] * stored[:, self.width, None]
-        if self.center == "fresh_projections":
+        if self.options.center == "fresh_projections":
             return torch.cat((fresh, self.project(features))).mean(0)
         return self.project(torch.cat((seen.features[keys], features)).mean(0, keepdim=True))[0]
 
     def _loss(self, choices: list[Choice], embedding: Tensor) -> Tensor:
+        o = self.options
         if not choices:
             return embedding.sum() * 0
         anchors = embedding[torch.cat([c.anchors for c in choices])].split([len(c.anchors) for c in choices])
-        per_anchor = self.negatives if self.negatives_of == "anchor" else None
+        per_anchor = o.negatives if o.negatives_of == "anchor" else None
         terms = [
             info_nce(
-                a, c.center[None], embedding.detach()[c.negatives], self.tau, cosine=self.cosine,
-                positive_in_denominator=self.positive_in_denominator, per_anchor=per_anchor, reduction=self.reduction,
+                a, c.center[None], embedding.detach()[c.negatives], o.tau, cosine=o.cosine,
+                positive_in_denominator=o.positive_in_denominator, per_anchor=per_anchor, reduction=o.reduction,
             )
             for a, c in zip(anchors, choices, strict=True)
         ]  # fmt: skip
-        return torch.stack(terms).sum() if self.reduction == "sum" else torch.stack(terms).mean()
+        return torch.stack(terms).sum() if o.reduction == "sum" else torch.stack(terms).mean()
 
     def _log(self, choices: list[Choice], present: int) -> None:
         device = self.statistics["contrast_kept"].device
         self.statistics["contrast_classes"] = torch.tensor([len(choices), present], device=device).float()
-        if choices and self.sampling != "random":
+        if choices and self.options.sampling != "random":
             means = torch.stack([c.scores for c in choices]).sum(0)
             for name, total in zip(("pixels", "anchors", "keys"), means, strict=True):
                 pair = torch.stack((total, torch.full_like(total, len(choices))))
-                self.statistics[f"{self.sampling}_of_{name}"] = pair
+                self.statistics[f"{self.options.sampling}_of_{name}"] = pair
 
 
 def _at(logits: Tensor, size: torch.Size) -> Tensor:
@@ -264,12 +312,82 @@ def _at(logits: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def dgcl(
-    student: DeepLabV3Plus, classes: int, *, auxiliary: DensityContrast | None = None, **seams: Any
-) -> MeanTeacher:
-    """DGCL on its own host; every argument of MeanTeacher can be given, `auxiliary` replaces the default contrast."""
-    if auxiliary is None:
-        contrast_labels = EntropyFilter(0.8, least=0.1)
-        auxiliary = DensityContrast(classes, student.width, student.embedding, labels=contrast_labels)
-    plain: dict[str, Any] = {"label": EntropyFilter(0.2), "unlabeled_weight": 0.5, "color": False}
-    return MeanTeacher(student, auxiliary=auxiliary, **(plain | seams))
+def falling(recipe: Recipe, drop: float, least: float = 0.0) -> EntropyFilter:
+    """The entropy filter that drops so much at first; the options say how that falls over training."""
+    falls, warm_up = recipe[DGCLOptions].drop_falls, recipe.consistency.unlabeled_from_epoch
+    epochs = recipe.optimization.epochs
+    stages = epochs - warm_up if falls == "epochs" else None
+    return EntropyFilter(drop, least=least, start=0.0 if falls == "steps" else warm_up / epochs, stages=stages)
+
+
+def build(recipe: Recipe, classes: int) -> MeanTeacher:
+    o, auxiliary = recipe[DGCLOptions], None
+    student = make_student(recipe, classes, embedding=o.embedding if o.weight else 0)
+    if o.weight:
+        labels = None if o.contrast_drop is None else falling(recipe, *o.contrast_drop)
+        auxiliary = DensityContrast(classes, student.width, o, labels=labels, project=student.embed)
+    return mean_teacher(
+        recipe, classes, student, label=falling(recipe, o.drop), auxiliary=auxiliary, color=o.color,
+        unlabeled_weight=o.unlabeled_weight,
+    )  # fmt: skip
+
+
+def fewer_pixels(pixels: int, embedding: int) -> DGCLOptions:
+    """The numbers for a step that shows fewer pixels than the 8 x 129 x 129 of the released code on one GPU.
+
+    Each shrinks as the side of a square of that area: at 32 maps of 8 x 8 to an eighth.  The scales of the neighbor
+    graphs stay, so that Table 7 can be repeated with its own numbers.
+    """
+    side, usual = (pixels / (8 * 129**2)) ** 0.5, DGCLOptions()
+    counts = ("bank", "quota", "pixels", "anchors", "keys", "negatives")
+    return replace(usual, embedding=embedding, **{name: round(getattr(usual, name) * side) for name in counts})
+
+
+def settings(base: Recipe) -> Recipe:
+    """Cityscapes at paper scale: OHEM (Sec. 4.1); output stride, rates, ten epochs of labels alone and the window are
+    the released code's.  At other scales as many pixels as a step shows."""
+    o = base.optimization
+    if base.scale == "smoke":
+        return base.having(
+            DGCLOptions(
+                embedding=16, bank=32, quota=8, pixels=64, scales=(2, 4), anchors=8, keys=4, negatives=16
+            )
+        )  # fmt: skip
+    if base.scale != "paper":
+        return base.having(fewer_pixels(2 * o.batch * (o.crop // 4) ** 2, base.network.width))
+    if base.data != "cityscapes":
+        return base
+    return base.having(
+        Network("resnet101", 8, rates=(12, 24, 36)), replace(o, ohem=True), Consistency(unlabeled_from_epoch=10),
+        DGCLOptions(exclude=()), Evaluation("sliding", 800, 533),
+    )  # fmt: skip
+
+
+def paper(base: Recipe) -> Recipe:
+    """256 anchors and 256 + 256 keys at 129 x 129, Eq. 13 as printed, one filter for pseudo-labels and contrast."""
+    own, usual = base[DGCLOptions], DGCLOptions()
+    own = replace(
+        own, weight=1.0, unlabeled_weight=1.0, contrast_drop=None, drop_falls="steps",
+        anchors=round(own.anchors * 256 / usual.anchors), keys=round(own.keys * 256 / usual.keys),
+        exclude=(), center="features", negatives_of="anchor", cosine=False, positive_in_denominator=False,
+        reduction="sum", own_neighbor=True,
+    )  # fmt: skip
+    return base.having(own, replace(base.consistency, divisor="valid"))
+
+
+def official(base: Recipe) -> Recipe:
+    """Gavinwxy/DGCL @ 5f41130: no contrast until every bank is full, and its weight once more over the processes.
+
+    The contrast is averaged over the processes twice, so its 0.5 acts as 0.125 on the 4 GPUs of PASCAL VOC and as
+    0.0625 on the 8 of Cityscapes.
+    """
+    gpus = 8 if base.data == "cityscapes" else 4
+    own = replace(base[DGCLOptions], weight=0.5 / gpus, drop_falls="epochs", ready="all", equal_when_few=True)
+    return base.having(own, replace(base.consistency, divisor="kept_scaled", teacher="ema_train"))
+
+
+METHOD = Method(
+    "dgcl", title="DGCL", color="#55a868", options=DGCLOptions, build=build, reads=WITHOUT_TAU, settings=settings,
+    readings={"paper": paper, "official": official}, plain=lambda made: made.changed({"dgcl.weight": 0.0}),
+    paper="Wang et al., CVPR 2023", cite="wang2023dgcl", year=2023, chapter="notebooks/dgcl",
+)  # fmt: skip

@@ -14,7 +14,8 @@ In shape comments P is the number of parts of a class and A the number of anchor
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn as nn
@@ -22,16 +23,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, Draw, pixels_at
-from ..components import CutMix
-from ..hosts.mean_teacher import MeanTeacher
+from ..build import make_student
+from ..hosts.mean_teacher import WITHOUT_TAU, MeanTeacher, mean_teacher
 from ..losses import picked_products
-from ..models.deeplabv3plus import DeepLabV3Plus
+from ..options import Evaluation, Options, option, options
+from ..registry import Method
 from ..types import IGNORE, Output, Target, View
 from .parts import Parts, group_means
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
 Rule = Literal["dynamic", "top", "hard"]
-ClassDivisor = Literal["classes", "present"]
 BLOCK = 1024  # anchors multiplied with the whole bank at once: bounds memory, changes no number
+
+
+@options
+class ESLOptions(Options):
+    """The dynamic soft label and the pixel-to-part contrast; Tables 2 to 4 vary `label`, `eta` and `parts`.
+
+    Shares, probabilities, temperatures and momenta are the paper's at every scale.
+    """
+
+    part = "esl"
+    label: Rule = option(
+        "dynamic", "which classes a label keeps; top: 5 of them; hard: one", symbol="y*", equation="Eq. 3"
+    )
+    eta: float = option(0.95, "probability that the dominant classes sum to", symbol="η", equation="Eq. 4", gt=0, le=1)
+    parts: int = option(5, "of a class; 1 contrasts pixels with regions (Table 4); 0: no contrast", symbol="K", ge=0)
+    embedding: int = option(512, "width of the projection head", gt=0)
+    queue: int = option(128, "remembered vectors per part; not in the paper [C]", symbol="q", gt=0)
+    negatives: int = option(255, "drawn for each anchor", symbol="N_s", equation="Eq. 10", gt=0)
+    draw: Draw = option(
+        "entries",
+        "every remembered vector of the other parts is equally likely; classes: each other part is, so that those with "
+        "few vectors count as much",
+    )
+    temperature: float = option(0.5, "of the contrast", symbol="σ", equation="Eq. 10", gt=0)
+    share: float = option(0.1, "of the eligible pixels of a class, to become anchors", gt=0, le=1)
+    max_anchors: int | None = option(1024, "of a class in one step; none: no bound (paper)", gt=0)
+    sure: float = option(
+        0.95, "the teacher's probability above which an unlabeled pixel is eligible", symbol="ζ", equation="Eq. 9"
+    )
+    momentum: float = option(0.99, "of the prototypes", symbol="θ", equation="Eq. 12", ge=0, lt=1)
+    divisor: Literal["classes", "present"] = option("classes", "of the sum over classes: K (paper), or those present")
+    color: bool = option(False, "True: on the color-jittered image; False: CutMix alone is the strong view (paper)")
+    unlabeled_weight: float = option(0.2, "of self-training", symbol="λ_1", equation="Eq. 11", ge=0)
+    contrast_weight: float = option(0.1, "of the contrast", symbol="λ_2", equation="Eq. 11", ge=0)
+    collect_steps: int = option(183, "that gather features for K-means", unit="steps", gt=0)
 
 
 class DynamicLabels:
@@ -40,17 +79,15 @@ class DynamicLabels:
     Every valid pixel is supervised, however unsure the teacher is.
 
     Args:
+        eta: in (0, 1].  At most the largest probability: a hard label; 1: the whole prediction of the teacher.
         rule: "dynamic": the fewest classes whose probabilities sum to eta, and those tied with the last of them;
             "top": the `top` likeliest (Table 3, "Top-5"); "hard": the likeliest alone (Table 2).
-        eta: in (0, 1].  At most the largest probability: a hard label; 1: the whole prediction of the teacher.
         top: number of classes of the rule "top".
     """
 
-    def __init__(self, eta: float = 0.95, rule: Rule = "dynamic", top: int = 5) -> None:
+    def __init__(self, eta: float, rule: Rule = "dynamic", top: int = 5) -> None:
         if not 0 < eta <= 1 or top < 1:
             raise ValueError(f"DynamicLabels needs 0 < eta <= 1 and top >= 1, got eta={eta}, top={top}")
-        if rule not in get_args(Rule):
-            raise ValueError(f"unknown rule {rule!r}; expected one of {', '.join(get_args(Rule))}")
         self.eta, self.rule, self.top = eta, rule, top
 
     def __call__(self, output: Output, valid: Tensor, t: float) -> Target:
@@ -87,47 +124,22 @@ class PixelToPart(nn.Module):
 
     Args:
         classes: K.
-        embedding: E, width of the network's projection head.
-        parts: of each class; their number P = 1 contrasts pixels with regions (Table 4).
-        queue: q, remembered vectors per part; not in the paper [C].
-        temperature: sigma (Eq. 10).
-        negatives: N_s, drawn for each anchor.
-        draw: "entries": every remembered vector of the other parts is equally likely; "classes": each other part is.
-        share: of the eligible pixels of a class, to become anchors.
-        max_anchors: of a class in one step; None: no bound.
-        sure: zeta (Eq. 9), the teacher's probability above which an unlabeled pixel is eligible.
-        divisor: of the sum over classes, "classes" (K, paper) or those "present".
-        weight: lambda_2 (Eq. 11).
+        deep: L, width of the backbone's features.
+        options: the numbers; `parts` >= 1.
     """
 
     on: Literal["weak", "mixed"] = "mixed"
 
-    def __init__(
-        self,
-        classes: int,
-        embedding: int,
-        parts: Parts,
-        *,
-        queue: int = 128,
-        temperature: float = 0.5,
-        negatives: int = 255,
-        draw: Draw = "entries",
-        share: float = 0.1,
-        max_anchors: int | None = None,
-        sure: float = 0.95,
-        divisor: ClassDivisor = "classes",
-        weight: float = 0.1,
-    ) -> None:
+    def __init__(self, classes: int, deep: int, options: ESLOptions) -> None:
         super().__init__()
-        if embedding < 1:
-            raise ValueError("PixelToPart needs a projection head: build the network with embedding > 0")
-        if not 0 < share <= 1 or temperature <= 0 or negatives < 1:
-            given = f"share={share}, temperature={temperature}, negatives={negatives}"
-            raise ValueError(f"PixelToPart needs 0 < share <= 1, temperature > 0 and negatives >= 1, got {given}")
-        self.parts, self.bank = parts, ClassBank(classes * parts.active.shape[1], queue, embedding)
-        self.temperature, self.negatives, self.draw, self.share = temperature, negatives, draw, share
-        self.max_anchors, self.sure, self.divisor, self.weight = max_anchors, sure, divisor, weight
+        o = self.options = options
+        self.parts = Parts(classes, o.parts, deep, momentum=o.momentum, collect_steps=o.collect_steps)
+        self.bank = ClassBank(classes * o.parts, o.queue, o.embedding)
         self.statistics: dict[str, Tensor] = {}  # of the last call
+
+    def exported_state(self) -> dict[str, Any]:
+        """The prototypes."""
+        return {f"parts.{name}": value for name, value in self.parts.state_dict().items()}
 
     def forward(self, labeled: View, unlabeled: View, t: float) -> Tensor:
         assert labeled.student is not None and labeled.teacher is not None
@@ -157,7 +169,7 @@ class PixelToPart(nn.Module):
         seen = [(out.deep, self.parts.assign(n, y)) for (_, out), n, y in zip(halves, nearest, coarse, strict=True)]
         self._log("parts_in_batch", self.parts.follow(seen).sum(), self.parts.active.sum())
         self.parts.start(labeled.teacher.deep, coarse[0])
-        return self.weight * loss
+        return self.options.contrast_weight * loss
 
     @torch.no_grad()
     def _remember(self, embedding: Tensor, part: Tensor) -> None:
@@ -176,7 +188,7 @@ class PixelToPart(nn.Module):
         assert view.teacher is not None
         size = tuple(label.shape[-2:])
         p = F.interpolate(view.teacher.logits.float(), size=size, mode="nearest").softmax(1)
-        sure = p.gather(1, torch.where(label == IGNORE, 0, label)[:, None])[:, 0] > self.sure
+        sure = p.gather(1, torch.where(label == IGNORE, 0, label)[:, None])[:, 0] > self.options.sure
         if view.entropy is not None:
             sure |= F.interpolate(view.entropy[:, None], size=size, mode="nearest")[:, 0] == 0
         return sure
@@ -192,7 +204,7 @@ class PixelToPart(nn.Module):
         index = index[torch.randperm(len(index), device=index.device)]
         c, order = (owner[index] // p).sort(stable=True)
         there = torch.bincount(c, minlength=k)
-        wanted = (self.share * there).long().clamp(min=1, max=self.max_anchors)
+        wanted = (self.options.share * there).long().clamp(min=1, max=self.options.max_anchors)
         rank = torch.arange(len(c), device=c.device) - (there.cumsum(0) - there)[c]
         return index[order][rank < wanted[c]]
 
@@ -209,30 +221,64 @@ class PixelToPart(nn.Module):
         blocks = zip(F.normalize(anchors.float(), dim=1).split(BLOCK), part.split(BLOCK), strict=True)
         each = torch.cat([self._block(a, of_anchor) for a, of_anchor in blocks])
         total = (each / of_class[part // p]).sum()
-        return total / (k if self.divisor == "classes" else (of_class > 0).sum())
+        return total / (k if self.options.divisor == "classes" else (of_class > 0).sum())
 
     def _block(self, anchors: Tensor, part: Tensor) -> Tensor:
         """The loss of each normalized anchor (n, E), (n,): one product with the whole bank, of which 1 + N_s stay."""
-        slots = self.bank.draw(part, self.negatives, self.draw)
+        slots = self.bank.draw(part, self.options.negatives, self.options.draw)
         cosine = picked_products(anchors, self.bank.rows.flatten(0, 1), slots)
         with torch.no_grad():
             n, of_class = len(part), self.parts.active.shape[1] * self.bank.rows.shape[1]
             self._log("cosine_positive", cosine[:, 0].sum(), n)
-            self._log("cosine_negative", cosine[:, 1:].sum(), n * self.negatives)
+            self._log("cosine_negative", cosine[:, 1:].sum(), n * self.options.negatives)
             same = slots[:, 1:] // of_class == slots[:, :1] // of_class
-            self._log("negatives_of_same_class", same.sum(), n * self.negatives)
-        return F.cross_entropy(cosine / self.temperature, torch.zeros_like(part), reduction="none")
+            self._log("negatives_of_same_class", same.sum(), n * self.options.negatives)
+        return F.cross_entropy(cosine / self.options.temperature, torch.zeros_like(part), reduction="none")
 
     def _log(self, name: str, total: Tensor, count: int | Tensor) -> None:
         pair = torch.stack((total, torch.as_tensor(count, device=total.device))).detach().float()
         self.statistics[name] = self.statistics.get(name, 0) + pair
 
 
-def esl(student: DeepLabV3Plus, classes: int, *, auxiliary: PixelToPart | None = None, **seams: Any) -> MeanTeacher:
-    """ESL on its own host; every argument of MeanTeacher can be given, `auxiliary` replaces the default contrast."""
-    if auxiliary is None:
-        width = int(student.project[-1].out_channels) if student.project is not None else 0  # type: ignore[arg-type]
-        auxiliary = PixelToPart(classes, width, Parts(classes, 5, student.backbone.deep_channels))
-    plain: dict[str, Any] = {"label": DynamicLabels(), "mix": CutMix(1.0), "color": False}
-    plain |= {"unlabeled_weight": 0.2, "decay": 0.99}
-    return MeanTeacher(student, auxiliary=auxiliary, **(plain | seams))
+def build(recipe: Recipe, classes: int) -> MeanTeacher:
+    o = recipe[ESLOptions]
+    student = make_student(recipe, classes, embedding=o.embedding if o.parts else 0)
+    return mean_teacher(
+        recipe, classes, student, label=DynamicLabels(o.eta, o.label), unlabeled_weight=o.unlabeled_weight,
+        auxiliary=PixelToPart(classes, student.backbone.deep_channels, o) if o.parts else None, color=o.color,
+    )  # fmt: skip
+
+
+def settings(base: Recipe) -> Recipe:
+    """Every batch is mixed, and at paper scale Sec. 4.1.
+
+    Output stride, decay and sliding step are not in the paper; they are those of U2PL, whose settings it shares.
+    """
+    base = base.having(_own(base), replace(base.consistency, cutmix_p=1.0, decay=0.99))
+    if base.scale != "paper":
+        return base
+    optimization = replace(base.optimization, batch=8, head_lr_factor=10.0)
+    base = base.having(replace(base.network, output_stride=8))
+    if base.data != "cityscapes":
+        return base.having(optimization)
+    return base.having(
+        replace(optimization, weight_decay=5e-4, ohem=True), replace(base.consistency, unlabeled_from_epoch=0),
+        Evaluation("sliding", 769, 513),
+    )  # fmt: skip
+
+
+def _own(base: Recipe) -> ESLOptions:
+    """The projection is twice as wide as the decoder's features, as the paper's 512 to 256; K-means gathers during one
+    pass over the labeled images of the full partition."""
+    if base.scale == "paper":
+        return ESLOptions()
+    if base.scale == "smoke":
+        return ESLOptions(embedding=2 * base.network.width, sure=0.0, collect_steps=1)
+    return ESLOptions(embedding=2 * base.network.width, collect_steps=64 if base.data == "digits" else 60)
+
+
+METHOD = Method(
+    "esl", title="ESL", color="#8172b3", options=ESLOptions, build=build, reads=WITHOUT_TAU, settings=settings,
+    plain=lambda made: made.changed({"esl.label": "hard", "esl.parts": 0}), paper="Ma et al., ICCV 2023",
+    cite="ma2023esl", year=2023, chapter="notebooks/esl",
+)  # fmt: skip

@@ -14,19 +14,56 @@ In shape comments D is the number of labeled images in the batch, R that of outp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..options import Options, option, options
+from ..registry import PlugIn
 from ..statistics import mixing_statistics
-from ..types import IGNORE, Paste, View
+from ..types import IGNORE, Mixer, Paste, View
+from .pasting import draw_donors, paste_labeled, patch_numbers
+from .upc_controls import LabeledCopyPaste, LabeledCutMix, PixelErasing, RandomErasing
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 Divide = Literal["sum", "mean"]
-Rows = Literal["all", "sample"]
 Select = Literal["uncertainty", "random", "oracle", "oracle_area"]
+
+
+@options
+class UPCOptions(Options):
+    """What replaces uncertain regions of unlabeled images; Tables 5 to 8 vary `replace`, `rows`, `select`, `k` and `n`.
+
+    The controls, `replace` other than "patches", read `rows` and the number of k; "erase_pixels" also n and k, for the
+    area k / n^2 that it erases.
+    """
+
+    part = "upc"
+    n: int = option(4, "patches per side", symbol="N", equation="Eq. 3", ge=1)
+    k: tuple[int, ...] = option(
+        (2, 3, 5), "patches replaced; several numbers: the redundant augmentation strategy (RAS)", symbol="k",
+        equation="Eq. 4, 7", min_length=1,
+    )  # fmt: skip
+    rows: Literal["all", "sample"] = option(
+        "sample", "all: a row per k, each with another labeled image; sample: one row, k drawn anew each time",
+        equation="Eq. 7",
+    )  # fmt: skip
+    select: Select = option("uncertainty", "which patches are replaced, see `scores` (Table 7)")
+    divide: Divide = option(
+        "sum", "of the entropy in a patch; mean: no advantage for the larger last one", equation="Eq. 3"
+    )
+    known: float = option(0.0, "least share of a donor's pixels that have a label; 0: any labeled crop", ge=0, le=1)
+    replace: Literal["patches", "box", "copy_paste", "erase", "erase_pixels"] = option(
+        "patches", "patches, or a rival of them (Tables 5 and 6, Fig. 1a)"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.k) < 0 or max(self.k) > self.n**2:
+            raise ValueError(f"UPC needs n >= 1 and each k in 0..n*n, got n={self.n}, k={self.k}")
 
 
 # --- the operator: functions of tensors ---------------------------------------------------
@@ -173,75 +210,59 @@ def scores(own: View, n: int, select: Select = "uncertainty", divide: Divide = "
 # --- the mixer ----------------------------------------------------------------------------
 
 
-def draw_donors(rows: int, images: int, donors: View, known: float = 0.0) -> Tensor:
-    """Which labeled image each row of each unlabeled image takes from: (R, B) long in 0..D-1, on the CPU.
-
-    The rows of an image have different donors, and every donor is drawn equally often up to 1 in a row; with fewer
-    donors than rows they are drawn with replacement.
-
-    known: share of a donor's pixels that must have a label; where none has so many, all take part.
-    """
-    among = torch.arange(len(donors.image))
-    if known > 0:
-        enough = ((donors.target.denominator > 0).float().mean((1, 2)) >= known).cpu()
-        among = among[enough] if enough.any() else among
-    if len(among) < rows:
-        return among[torch.randint(len(among), (rows, images))]
-    places = torch.arange(rows)[:, None] + torch.arange(images)
-    return among[torch.randperm(len(among))][places % len(among)]
-
-
-def paste_labeled(masks: Sequence[Tensor], partner: Tensor) -> Paste:
-    """Row r of image i, at r B + i: the labeled image partner[r, i] inside the mask, its own pixels elsewhere.
-
-    Args:
-        masks: R planes (B, H, W) bool.
-        partner: (R, B) long.
-    """
-    own = torch.arange(partner.shape[1]).view(-1, 1, 1).to(masks[0].device)
-    foreign = (partner + partner.shape[1])[..., None, None].to(masks[0].device)
-    return Paste(torch.cat([torch.where(mask, rows, own) for mask, rows in zip(masks, foreign, strict=True)]))
-
-
 class PatchCutMix:
     """Mixer: the k least certain of n x n patches come from a labeled image (Eq. 3 to 7).
 
     `statistics` is of the last call: see `statistics.mixing_statistics`.
 
     Args:
-        n: patches per side.
-        k: numbers of patches; several: the redundant augmentation strategy (RAS).
-        rows: "all": a row per k, each with another labeled image, so that B' = R B (Eq. 7); "sample": one row per
-            image, k drawn anew each time it comes up, at the cost of one.
-        select: see `scores`.
-        divide: entropies of a patch are summed (Eq. 3) or averaged.
-        known: see `draw_donors`.
+        options: the numbers.
 
     Raises:
-        ValueError: k out of 0..n*n, or an unknown name; when called, n larger than a side of the images.
+        ValueError: when called, n larger than a side of the images.
     """
 
-    def __init__(
-        self, n: int = 4, k: Sequence[int] = (2, 3, 5), *, rows: Rows = "sample", select: Select = "uncertainty",
-        divide: Divide = "sum", known: float = 0.0,
-    ) -> None:  # fmt: skip
-        if n < 1 or not k or min(k) < 0 or max(k) > n * n:
-            raise ValueError(f"UPC needs n >= 1 and each k in 0..n*n, got n={n}, k={tuple(k)}")
-        for value, names in ((rows, Rows), (select, Select), (divide, Divide)):
-            if value not in get_args(names):
-                raise ValueError(f"unknown {value!r}; expected one of {', '.join(get_args(names))}")
-        self.n, self.k, self.rows, self.select, self.divide, self.known = n, tuple(k), rows, select, divide, known
+    def __init__(self, options: UPCOptions) -> None:
+        self.options = options
         self.statistics: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, own: View, donors: View) -> Paste:
+        o = self.options
         b, *size = own.target.weight.shape
-        score = scores(own, self.n, self.select, self.divide)
-        masks = [patch_mask(top_patches(score, k), torch.Size(size)) for k in self.numbers(b)]
-        paste = paste_labeled(masks, draw_donors(len(masks), b, donors, self.known))
+        score = scores(own, o.n, o.select, o.divide)
+        masks = [patch_mask(top_patches(score, k), torch.Size(size)) for k in patch_numbers(o.k, o.rows, b)]
+        paste = paste_labeled(masks, draw_donors(len(masks), b, donors, o.known))
         self.statistics = mixing_statistics(paste, own, donors)
         return paste
 
-    def numbers(self, images: int) -> Sequence[int | Tensor]:
-        """Of each row, how many patches are replaced: one number for all images, or one for each."""
-        return self.k if self.rows == "all" else (torch.tensor(self.k)[torch.randint(len(self.k), (images,))],)
+
+def build(recipe: Recipe, width: int, classes: int) -> Mixer:
+    """The mixer that the options ask for: UPC, or a control."""
+    o = recipe[UPCOptions]
+    rows = len(o.k) if o.rows == "all" else 1
+    match o.replace:
+        case "box":
+            return LabeledCutMix(rows, known=o.known)
+        case "copy_paste":
+            background = None if recipe.data in ("cityscapes", "camvid") else 0
+            return LabeledCopyPaste(rows, background, o.known)
+        case "erase":
+            return RandomErasing(rows)
+        case "erase_pixels":
+            return PixelErasing(o.n, o.k, o.rows)
+    return PatchCutMix(o)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError for more patches than pixels."""
+    n, crop = recipe[UPCOptions].n, recipe.optimization.crop
+    if n > crop:
+        raise ValueError(f"UPC: crops of {crop} pixels cannot be divided into n={n} patches per side")
+
+
+PLUG_IN = PlugIn(
+    "upc", title="UPC", seam="mix", build=build, options=UPCOptions, at_scale=lambda recipe: (UPCOptions(),),
+    check=check, shade=0.35, marker="diamond", paper="Fang et al., ICCV 2023", cite="fang2023upc", year=2023,
+    chapter="notebooks/upc",
+)  # fmt: skip

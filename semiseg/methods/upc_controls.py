@@ -8,15 +8,15 @@ The `statistics` of each are of its last call, as `statistics.mixing_statistics`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..components import NoMix, random_box
-from ..options import UPC
 from ..statistics import mixing_statistics
-from ..types import Mixer, Paste, View
-from .upc import PatchCutMix, Rows, draw_donors, paste_labeled
+from ..types import Paste, View
+from .pasting import draw_donors, paste_labeled, patch_numbers
 
 AREA, RATIO = (0.02, 0.4), (0.3, 1 / 0.3)  # the box of ST++'s cutout
 
@@ -28,7 +28,7 @@ class LabeledCutMix:
         rows: per image.
         area: bounds of the box's share of the image.
         ratio: bounds of height / width.
-        known: see `upc.draw_donors`.
+        known: see `pasting.draw_donors`.
 
     Raises:
         ValueError: a bound out of range.
@@ -57,7 +57,7 @@ class LabeledCopyPaste:
     Args:
         rows: per image.
         background: the class that is never copied; None: all may be (Cityscapes).
-        known: see `upc.draw_donors`.
+        known: see `pasting.draw_donors`.
     """
 
     def __init__(self, rows: int = 1, background: int | None = 0, known: float = 0.0) -> None:
@@ -106,17 +106,17 @@ class RandomErasing:
 class PixelErasing:
     """Mixer: the least certain pixels become noise without label, as many as k of n x n patches have (Fig. 1a).
 
-    Args: as of `upc.PatchCutMix`.
+    Args: as of `UPCOptions`.
     """
 
-    def __init__(self, n: int = 4, k: Sequence[int] = (2, 3, 5), *, rows: Rows = "sample") -> None:
-        self.plan = PatchCutMix(n, k, rows=rows)
+    def __init__(self, n: int, k: Sequence[int], rows: Literal["all", "sample"]) -> None:
+        self.n, self.k, self.rows = n, k, rows
         self.statistics: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, own: View, donors: View) -> Paste:
         b, h, w = own.target.weight.shape
-        pixels = [torch.as_tensor(k).expand(b) * h * w // self.plan.n**2 for k in self.plan.numbers(b)]
+        pixels = [torch.as_tensor(k).expand(b) * h * w // self.n**2 for k in patch_numbers(self.k, self.rows, b)]
         erased = torch.cat([least_certain(own, number) for number in pixels])
         paste = Paste(NoMix()(own, donors).source.repeat(len(erased) // b, 1, 1), erased)
         self.statistics = mixing_statistics(paste, own, donors)
@@ -130,8 +130,8 @@ def least_certain(own: View, number: Tensor) -> Tensor:
     """
     if own.entropy is None:
         raise ValueError("pixel erasing needs the entropy of the pseudo-labels: give the view `entropy`")
-    doubt = torch.where(own.target.denominator > 0, own.entropy, -1.0).flatten(1)
-    rank = doubt.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+    uncertainty = torch.where(own.target.denominator > 0, own.entropy, -1.0).flatten(1)
+    rank = uncertainty.sort(dim=1, descending=True, stable=True).indices.argsort(1)
     return (rank < number.to(rank.device)[:, None]).view_as(own.entropy)
 
 
@@ -147,22 +147,3 @@ def _boxes(own: View, area: tuple[float, float], ratio: tuple[float, float]) -> 
 def _check_box(rows: int, area: tuple[float, float], ratio: tuple[float, float]) -> None:
     if rows < 1 or not 0 < area[0] <= area[1] < 1 or not 0 < ratio[0] <= 1 <= ratio[1]:
         raise ValueError(f"needs rows >= 1, area in (0, 1) and a ratio around 1, got {rows=} {area=} {ratio=}")
-
-
-def mixer_of(u: UPC, background: int | None = 0) -> Mixer:
-    """The mixer that the options ask for: UPC, or a control.
-
-    background: the class that Copy-Paste never copies; None: there is none.
-    """
-    rows = len(u.k) if u.rows == "all" else 1
-    match u.replace:
-        case "patches":
-            return PatchCutMix(u.n, u.k, rows=u.rows, select=u.select, divide=u.divide, known=u.known)
-        case "box":
-            return LabeledCutMix(rows, known=u.known)
-        case "copy_paste":
-            return LabeledCopyPaste(rows, background, u.known)
-        case "erase":
-            return RandomErasing(rows)
-        case "erase_pixels":
-            return PixelErasing(u.n, u.k, rows=u.rows)

@@ -14,7 +14,11 @@ A prototype is the mean of labeled features and of unlabeled ones that a detecto
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn as nn
@@ -22,11 +26,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, as_pixels, from_everywhere, largest, pixels_at, processes, some
+from ..options import Options, option, options
+from ..registry import PlugIn
+from ..runs import DETECTIONS
 from ..statistics import share
 from ..types import IGNORE, View
+from .detector import DetectorOptions, find_objects
 
-Similarity = Literal["rank", "cosine", "euclidean"]
-Reliable = Literal["detector", "confidence", "none"]
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..training.loop import Fit
+
+
+@options
+class WPLOptions(Options):
+    """The weights of pseudo-labels by rank statistics; Table 3 varies `reliable`, Fig. 6 and 7 `similarity` and `k`."""
+
+    part = "wpl"
+    k: int = option(5, "strongest channels compared (Fig. 7)", symbol="k", equation="Eq. 6", gt=0)
+    offset: float = option(
+        1.0, "W = offset + s / k: 1 (released code, from which the paper's results come) or 0 (paper)",
+        equation="Eq. 6", ge=0,
+    )  # fmt: skip
+    similarity: Literal["rank", "cosine", "euclidean"] = option(
+        "rank",
+        "or what it is compared with: cosine of pixel and prototype (Fig. 6); euclidean, 1 - d / 2 of their unit "
+        "vectors at distance d (supplement, which gives no formula)",
+    )
+    reliable: Literal["detector", "confidence", "none"] = option(
+        "detector",
+        "which unlabeled pixels feed the prototypes: sure ones inside a box of their class (RPPI); confidence: sure "
+        "ones; none: labeled pixels alone (PPW, Table 3)",
+    )
+    sure: float = option(0.95, "probability from which a pixel is stored", ge=0, le=1)
+    memory: int = option(256, "vectors of a class in each bank", gt=0)
+    quota: int = option(1, "most vectors a class stores per image of a batch", gt=0)
+    resolution: Literal["features", "full"] = option(
+        "features", "rank on the feature grid; full: on features brought to image size (released code)"
+    )
+    unknown: float | None = option(None, "W of a class without prototype; none: s = 0", ge=0)
+    in_divisor: bool = option(
+        True,
+        "the weights also enter the divisor of the loss (released code); False: it counts pixels",
+        equation="Eq. 5",
+    )
+    box_score: float = option(0.85, "of detections that confirm pixels; 0.95 on Cityscapes", ge=0, le=1)
 
 
 def signatures(prototypes: Tensor, k: int) -> Tensor:
@@ -68,33 +112,24 @@ class RankWeight(nn.Module):
 
     Args:
         classes, width: K, D.
-        k: strongest channels compared (5; Fig. 7).
-        offset: W = offset + s / k: 0 (paper) or 1 (released code, from which the paper's results come).
-        similarity: "rank", or what it is compared with: "cosine" of pixel and prototype (Fig. 6), "euclidean",
-            1 - d / 2 of their unit vectors at distance d (supplement, which gives no formula).
-        reliable: which unlabeled pixels feed the prototypes: "detector": sure ones inside a box of their class (RPPI);
-            "confidence": sure ones; "none": labeled pixels alone (PPW, Table 3).
-        sure: probability from which a pixel is stored.
-        memory, quota: vectors of a class in each bank, and most that it takes per image of a batch.
-        resolution: "features": rank on the feature grid; "full": on features brought to image size (released code).
-        unknown: W of a class without prototype; None: s = 0.
-        in_divisor: the weights also enter the divisor of the loss (released code); False: it counts pixels (Eq. 5).
+        options: the numbers.
+
+    Raises:
+        ValueError: more strongest channels than there are.
     """
 
-    def __init__(
-        self, classes: int, width: int, *, k: int = 5, offset: float = 1.0, similarity: Similarity = "rank",
-        reliable: Reliable = "detector", sure: float = 0.95, memory: int = 256, quota: int = 1,
-        resolution: Literal["features", "full"] = "features", unknown: float | None = None,
-        in_divisor: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, classes: int, width: int, options: WPLOptions) -> None:
         super().__init__()
-        if not 1 <= k <= width:
-            raise ValueError(f"k must be in 1..{width}, the number of feature channels, got {k}")
-        self.labeled, self.unlabeled = (ClassBank(classes, memory, width) for _ in range(2))
-        self.k, self.offset, self.similarity, self.reliable = k, offset, similarity, reliable
-        self.sure, self.quota, self.resolution = sure, quota, resolution
-        self.unknown, self.in_divisor = offset if unknown is None else unknown, in_divisor
+        if options.k > width:
+            raise ValueError(f"wpl.k must be in 1..{width}, the number of feature channels, got {options.k}")
+        self.labeled, self.unlabeled = (ClassBank(classes, options.memory, width) for _ in range(2))
+        self.options, self.in_divisor = options, options.in_divisor
+        self.unknown = options.offset if options.unknown is None else options.unknown
         self.statistics: dict[str, Tensor] = {}
+
+    def exported_state(self) -> dict[str, Any]:
+        """Both banks."""
+        return self.state_dict()
 
     @torch.no_grad()
     def observe(self, labeled: View, mixed: View) -> None:
@@ -111,14 +146,14 @@ class RankWeight(nn.Module):
         truth, known = nearest(labeled.target.hard, size), nearest(labeled.target.weight, size) > 0
         p = nearest(labeled.student.logits.detach().float(), size).softmax(1)
         right = p.argmax(1) == truth
-        self._store(self.labeled, features, truth, right & known & (p.amax(1) > self.sure))
-        if self.reliable == "none" or (self.reliable == "detector" and mixed.boxes is None):
+        self._store(self.labeled, features, truth, right & known & (p.amax(1) > self.options.sure))
+        if self.options.reliable == "none" or (self.options.reliable == "detector" and mixed.boxes is None):
             return
         assert mixed.teacher is not None
         label = nearest(mixed.target.hard, size)
         p = nearest(mixed.teacher.logits.float(), size).softmax(1).gather(1, label[:, None])[:, 0]
-        reliable = (p >= self.sure) & (nearest(mixed.target.denominator, size) > 0)
-        if self.reliable == "detector":
+        reliable = (p >= self.options.sure) & (nearest(mixed.target.denominator, size) > 0)
+        if self.options.reliable == "detector":
             assert mixed.boxes is not None
             reliable &= nearest(mixed.boxes, size).gather(1, label[:, None])[:, 0]
         self._store(self.unlabeled, self._map(mixed.student.features, mixed.student.logits), label, reliable)
@@ -129,7 +164,7 @@ class RankWeight(nn.Module):
         assert view.teacher is not None
         prototypes, ready = self.prototypes()
         similar = self.similarities(self._map(view.teacher.features, view.teacher.logits), prototypes)
-        of_class = torch.where(ready[:, None, None], self.offset + similar, self.unknown)
+        of_class = torch.where(ready[:, None, None], self.options.offset + similar, self.unknown)
         label = view.target.hard
         rows, columns = _places(label.shape[-2:], similar.shape[-2:], label.device)
         factor = of_class[torch.arange(len(label), device=label.device)[:, None, None], label, rows, columns]
@@ -144,20 +179,22 @@ class RankWeight(nn.Module):
 
     def similarities(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """Of each pixel of (B, D, h, w) to each prototype (K, D), in [0, 1] (cosine of ReLU features): (B, K, h, w)."""
-        if self.similarity == "rank":
-            return shared_channels(features, signatures(prototypes, self.k)) / self.k
+        if self.options.similarity == "rank":
+            return shared_channels(features, signatures(prototypes, self.options.k)) / self.options.k
         cosine = torch.einsum("bdhw,kd->bkhw", F.normalize(features.float(), dim=1), F.normalize(prototypes, dim=1))
-        return cosine.clamp(min=0) if self.similarity == "cosine" else 1 - (2 - 2 * cosine).clamp(min=0).sqrt() / 2
+        return (
+            cosine.clamp(min=0) if self.options.similarity == "cosine" else 1 - (2 - 2 * cosine).clamp(min=0).sqrt() / 2
+        )
 
     def _map(self, features: Tensor, logits: Tensor) -> Tensor:
         """Features (B, D, h, w) on the grid they are compared on."""
-        if self.resolution == "features":
+        if self.options.resolution == "features":
             return features.detach().float()
         return F.interpolate(features.detach().float(), size=logits.shape[-2:], mode="bilinear", align_corners=True)
 
     def _store(self, bank: ClassBank, features: Tensor, labels: Tensor, chosen: Tensor) -> None:
         """At most `quota` of the chosen pixels per image and class, over all processes."""
-        most = max(1, self.quota * len(labels) // processes())
+        most = max(1, self.options.quota * len(labels) // processes())
         places, owners = chosen.flatten().nonzero()[:, 0], labels[chosen]
         kept = torch.cat([places[:0], *(some(places[owners == c], most) for c in owners.unique())])
         vectors, owners = from_everywhere(pixels_at(features, kept), labels.flatten()[kept], most * len(bank.rows))
@@ -188,3 +225,53 @@ def _statistics(factor: Tensor, view: View) -> dict[str, Tensor]:
 
 def _mean(values: Tensor, among: Tensor) -> Tensor:
     return torch.stack(((values * among).sum(), among.sum().float()))
+
+
+def build(recipe: Recipe, width: int, classes: int) -> RankWeight:
+    return RankWeight(classes, width, recipe[WPLOptions])
+
+
+def at_scale(recipe: Recipe) -> tuple[WPLOptions, DetectorOptions]:
+    """The same numbers everywhere, and a detector as large as the images ask for."""
+    if recipe.scale == "paper":
+        return WPLOptions(), DetectorOptions()
+    if recipe.scale == "smoke" or recipe.data == "digits":
+        small = DetectorOptions("tiny", None, 64, batch=16, epochs=60, patience=20, lr=3e-3, min_pixels=8, most=5)
+        return WPLOptions(), replace(small, epochs=1) if recipe.scale == "smoke" else small
+    return WPLOptions(), DetectorOptions(
+        "mobilenet_v2", size=224, epochs=40, patience=8, lr=3e-4, min_pixels=16, most=20
+    )  # fmt: skip
+
+
+def with_objects(task: Fit, shared: Path | None) -> Fit:
+    """The training with detected boxes where the recipe asks for them; a copy stays in its folder."""
+    o = task.recipe[WPLOptions]
+    if o.reliable != "detector":
+        return task
+    detector, own = task.recipe[DetectorOptions], task.folder / DETECTIONS
+    if shared is not None and not own.is_file():
+        find_objects(task.data, task.split, detector, shared, task.recipe.seed)
+        for suffix in (".json", ".safetensors"):
+            shutil.copyfile(shared.with_suffix(suffix), own.with_suffix(suffix))
+    found = find_objects(task.data, task.split, detector, own, task.recipe.seed)
+    made = json.loads(own.with_suffix(".json").read_text())
+    about = {name: made[name] for name in ("epochs", "best", "duration_s", "sha256")}
+    return replace(task, objects=found.above(o.box_score), record={**task.record, "detector": about})
+
+
+def paper(base: Recipe) -> Recipe:
+    """Eq. 5 and 6 to the letter: weights from 0 on, every pixel in the divisor."""
+    return base.having(replace(base[WPLOptions], offset=0.0, in_divisor=False))
+
+
+def official(base: Recipe) -> Recipe:
+    """cvlab-stonybrook/Weighting-Pseudo-Labels @ b0492232."""
+    return base.having(replace(base[WPLOptions], offset=1.0, in_divisor=True, resolution="full", box_score=0.95))
+
+
+PLUG_IN = PlugIn(
+    "wpl", title="WPL", seam="weigh", build=build, options=WPLOptions, at_scale=at_scale, companion=DetectorOptions,
+    asks=lambda options: options.reliable == "detector", prepare=with_objects,
+    readings={"paper": paper, "official": official}, shade=-0.45,
+    marker="square", paper="Howlader et al., ECCV 2024", cite="howlader2024wpl", year=2024, chapter="notebooks/wpl",
+)  # fmt: skip

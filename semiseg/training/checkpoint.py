@@ -13,8 +13,9 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
+from ..types import Host
+
 _NAME = "checkpoint-{:07d}"
-_EXPORTED = ("teacher.model.", "perturb.", "auxiliary.parts.", "weigh.")
 Epoch = int | Literal["best"]
 
 
@@ -66,12 +67,6 @@ def load_module(checkpoint: Path, module: nn.Module, state: dict[str, Any]) -> N
     module.load_state_dict({**tensors, **state["extra"]})
 
 
-def export_weights(host: nn.Module, path: Path) -> None:
-    """What a finished run keeps of a host: the teacher, and DDFP's flow, ESL's prototypes, WPL's banks."""
-    tensors = {k: v for k, v in host.state_dict().items() if k.startswith(_EXPORTED) and isinstance(v, torch.Tensor)}
-    write_tensors(tensors, path)
-
-
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """A safetensors file, whole or absent."""
     part = path.with_name(path.name + ".part")
@@ -93,7 +88,7 @@ class Keep:
     epochs: tuple[int, ...] = ()
     best: bool = False
 
-    def __call__(self, folder: Path, host: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __call__(self, folder: Path, host: Host, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the network if the last of the rows, one per epoch so far, is one of those epochs."""
         if rows[-1]["epoch"] in self.epochs:
             self._write(self.path(folder, rows[-1]["epoch"]), host)
@@ -112,19 +107,16 @@ class Keep:
         """Where the network of that epoch lies."""
         return folder / f"network-{epoch if epoch == 'best' else f'{epoch:04d}'}.safetensors"
 
-    def network_of(self, host: Any) -> nn.Module:
-        return host.student if self.network == "student" else host.teacher.model
-
-    def _write(self, path: Path, host: Any) -> None:
-        tensors = self.network_of(host).state_dict()
+    def _write(self, path: Path, host: Host) -> None:
+        tensors = host.networks()[self.network].state_dict()
         write_tensors({k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, path)
 
-    def read(self, folder: Path, epoch: Epoch, host: Any) -> nn.Module:
+    def read(self, folder: Path, epoch: Epoch, host: Host) -> nn.Module:
         """That network with the weights of an epoch, in a host built like the one it came from, for evaluation.
 
         Raises ValueError for a missing or damaged file.
         """
-        network, path = self.network_of(host), self.path(folder, epoch)
+        network, path = host.networks()[self.network], self.path(folder, epoch)
         try:
             network.load_state_dict(load_file(path), strict=False)
         except Exception as error:

@@ -10,15 +10,15 @@ from tempfile import TemporaryDirectory
 
 from ..data.dataset import SegmentationData, folders_of
 from ..data.splits import Split
-from ..recipes import Recipe, usual
-from ..runs import DETECTIONS, LISTS, METRICS, RECORD, WEIGHTS, Run
+from ..recipe import Recipe, usual
+from ..runs import DETECTIONS, LISTS, METRICS, RECIPE, RECORD, WEIGHTS, Run
 
 STARTED, LOCK = "started.json", "lock"
 SELECTED = ("selected.safetensors", "selected.json")  # of the best epoch so far
 LABELS = "labels"  # what stages of training wrote
 MADE = frozenset({
-    RECORD, METRICS, WEIGHTS, DETECTIONS, DETECTIONS.replace(".safetensors", ".json"), LABELS, *LISTS, STARTED, LOCK,
-    *SELECTED,
+    RECORD, RECIPE, METRICS, WEIGHTS, DETECTIONS, DETECTIONS.replace(".safetensors", ".json"), LABELS, *LISTS,
+    STARTED, LOCK, *SELECTED,
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The passes between the stages of training: choosing reliable images, and writing labels of unlabeled ones."""
+"""The passes between the stages of training: scoring images by what networks predict, and writing their labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..data.pseudo_labels import PseudoLabeled, label_images, whole_images
 from ..evaluate import Scores
-from ..hosts.stpp import reliability, split_half
 from ..runs import write_text
 from ..types import IGNORE
 from .loop import Fit
@@ -39,29 +38,18 @@ def write_labels(
     fabric.barrier()
     if writes:
         found = {**about, "images": len(ids), **_quality(PseudoLabeled(task.data, summary.parent), ids)}
-        _write(summary, found, began)
-    fabric.barrier()
-
-
-def select_reliable(fabric: Fabric, task: Fit, networks: Sequence[nn.Module], ids: Sequence[str], path: Path) -> None:
-    """Write the reliable half of the images, and the score of each, as the checkpoints in `networks` see them."""
-    began = time.perf_counter()
-    scores, pure = _scores(fabric, task, networks, ids)
-    reliable, _ = split_half(ids, scores)
-    if fabric.global_rank == 0:
-        found = {
-            "images": len(ids), "pure_background": pure, "reliable": reliable,
-            "scores": dict(zip(ids, scores, strict=True)),
-        }  # fmt: skip
-        _write(path, found, began)
+        write_summary(summary, found, began)
     fabric.barrier()
 
 
 @torch.no_grad()
-def _scores(fabric: Fabric, task: Fit, networks: Sequence[nn.Module], ids: Sequence[str]) -> tuple[list[float], int]:
-    """Reliability of each image, and how many of them all networks take for background.
+def score_images(
+    fabric: Fabric, task: Fit, networks: Sequence[nn.Module], ids: Sequence[str],
+    score: Callable[[Tensor, int], float],
+) -> tuple[list[float], int]:  # fmt: skip
+    """The score of each image, and how many of them all networks take for background.
 
-    Those score 1 and teach no other class.
+    score: (predictions (M, H, W) long of the networks, number of classes) -> score.
     """
     size, place = _batch(task), {key: i for i, key in enumerate(ids)}
     groups = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)][fabric.global_rank :: fabric.world_size]
@@ -70,7 +58,7 @@ def _scores(fabric: Fabric, task: Fit, networks: Sequence[nn.Module], ids: Seque
         on_device = images.to(fabric.device)
         predictions = torch.stack([network(on_device).logits.max(1).indices for network in networks], 1)
         for key, prediction in zip(keys, predictions, strict=True):
-            scores[place[key]] = reliability(prediction, len(task.data.classes))
+            scores[place[key]] = score(prediction, len(task.data.classes))
             pure += int((prediction == 0).all())
     if fabric.world_size > 1:
         scores, pure = (fabric.all_reduce(v, reduce_op="sum") for v in (scores, pure))  # type: ignore[assignment]
@@ -98,6 +86,7 @@ def _batch(task: Fit) -> int:
     return 32 if task.recipe.data == "digits" else 1
 
 
-def _write(path: Path, found: Mapping[str, Any], began: float) -> None:
+def write_summary(path: Path, found: Mapping[str, Any], began: float) -> None:
+    """A file of what a pass found, and how long it took."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({**found, "duration_s": round(time.perf_counter() - began, 1)}, indent=1))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -18,20 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import evaluate as ev
-from ..build import build, loading
+from .. import registry
+from ..build import build
 from ..data.boxes import Detections
 from ..data.dataset import SegmentationData
 from ..data.loader import Batches, training_batches
 from ..data.splits import Split
 from ..options import Optimization
-from ..recipes import Recipe
+from ..recipe import Recipe
 from ..runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_text
 from ..statistics import EpochMean
-from ..types import Host, Step
-from .checkpoint import Keep, checkpoints, export_weights, load_module, load_state, save_checkpoint
+from ..types import Batch, Host, Step
+from .checkpoint import Keep, checkpoints, load_module, load_state, save_checkpoint, write_tensors
 from .selection import Selection
-
-NETWORKS = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         epoch = (step + 1) // task.epoch_steps
         row = {"epoch": epoch, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **sums.mean()}
         if writes and (epoch % task.recipe.evaluation.every == 0 or epoch == o.epochs):
-            scores = _both(host, score)
+            scores = _scores(host, score)
             row |= {f"miou_{name}": found.miou for name, found in scores.items()}
             if select is not None:
                 row |= select(host, rows, scores, epoch)
@@ -118,7 +117,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
             break
     bar.close()
     if writes and rows[-1]["epoch"] == o.epochs:
-        _finish(dict(task.record), task.folder, host, rows, scores or _both(host, score), select)
+        _finish(dict(task.record), task.folder, host, rows, scores or _scores(host, score), select)
     fabric.barrier()
 
 
@@ -128,41 +127,46 @@ def _batches(fabric: Fabric, task: Fit, start: int) -> Batches:
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
         world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
-        objects=task.objects, send=fabric.to_device, **loading(task.recipe),
+        objects=task.objects, send=fabric.to_device, **registry.method(task.recipe.method).loading(task.recipe),
     )  # fmt: skip
 
 
-def _set_up(fabric: Fabric, task: Fit) -> tuple[Any, Callable[..., Step], Any]:
+def _set_up(fabric: Fabric, task: Fit) -> tuple[Host, Callable[[Batch, float], Step], torch.optim.Optimizer]:
     """Host and optimizer on their device, equal in every process; later draws differ between processes."""
     recipe = task.recipe
     torch.manual_seed(recipe.seed)
     host = task.host(recipe, len(task.data.classes))
-    assert isinstance(host, nn.Module)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        host = nn.SyncBatchNorm.convert_sync_batchnorm(host)
-    # A perturber's flow has its own backward pass inside the step and averages its gradients itself.
-    own = [name for name, _ in host.named_parameters() if name.startswith("perturb.")]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(host, own)
+        host = cast(Host, nn.SyncBatchNorm.convert_sync_batchnorm(host))
+    # What a part trains itself has its own backward pass inside the step, and averages its gradients itself.
+    own = {id(p) for p in host.own_parameters()}
+    names = [name for name, p in host.named_parameters() if id(p) in own]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(host, names)
     wrapped, optimizer = fabric.setup(host, make_optimizer(host, recipe.optimization))
     wrapped.mark_forward_method("losses")
     wrapped.train()
     torch.manual_seed(recipe.seed + 1000 * fabric.global_rank)
-    return host, wrapped.losses, optimizer
+    return host, wrapped.losses, optimizer  # type: ignore[return-value]
 
 
-def make_optimizer(host: nn.Module, o: Optimization) -> torch.optim.Optimizer:
-    """SGD or AdamW over encoder and head.  Teachers need no gradient; a plug-in's own network has its own optimizer."""
-    trained = [(n, p) for n, p in host.named_parameters() if p.requires_grad and not n.startswith("perturb.")]
-    groups = [
-        {"params": [p for n, p in trained if ".backbone." in n], "lr": o.lr},
-        {"params": [p for n, p in trained if ".backbone." not in n], "lr": o.lr * o.head_lr_factor},
+def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
+    """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it."""
+    own = {id(p) for p in host.own_parameters()}
+    backbones = [m.backbone for m in host.modules() if isinstance(getattr(m, "backbone", None), nn.Module)]
+    encoder = {id(p) for backbone in backbones for p in backbone.parameters()}
+    trained = [p for p in host.parameters() if p.requires_grad and id(p) not in own]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) in encoder], "lr": o.lr},
+        {"params": [p for p in trained if id(p) not in encoder], "lr": o.lr * o.head_lr_factor},
     ]
     if o.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=o.weight_decay)
 
 
-def _resume(fabric: Fabric, part: Path, host: nn.Module, optimizer: Any) -> tuple[list[dict[str, Any]], int]:
+def _resume(
+    fabric: Fabric, part: Path, host: Host, optimizer: torch.optim.Optimizer
+) -> tuple[list[dict[str, Any]], int]:
     """Restore the newest checkpoint: the rows of the epochs behind it and the next step."""
     found = checkpoints(part)
     if not found:
@@ -177,7 +181,7 @@ def _resume(fabric: Fabric, part: Path, host: nn.Module, optimizer: Any) -> tupl
     return state["rows"], state["step"]
 
 
-def _save(fabric: Fabric, part: Path, host: nn.Module, optimizer: Any, rows: list[dict[str, Any]]) -> None:
+def _save(fabric: Fabric, part: Path, host: Host, optimizer: torch.optim.Optimizer, rows: list[dict[str, Any]]) -> None:
     """The curve so far, and a checkpoint from which the next epoch continues bit by bit."""
     write_curve(part, pd.DataFrame(rows))
     rng = {"cpu": torch.get_rng_state()}
@@ -195,8 +199,8 @@ def write_curve(folder: Path, curve: pd.DataFrame, first: Sequence[str] = ()) ->
     write_text(folder / METRICS, ordered.to_csv(index=False, float_format="%.6g"))
 
 
-def _both(host: Any, score: Callable[[nn.Module], ev.Scores]) -> dict[str, ev.Scores]:
-    return {name: score(getattr(host, name)) for name in NETWORKS}
+def _scores(host: Host, score: Callable[[nn.Module], ev.Scores]) -> dict[str, ev.Scores]:
+    return {name: score(network) for name, network in host.networks().items()}
 
 
 def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
@@ -205,16 +209,16 @@ def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
 
 
 def _finish(
-    record: dict[str, Any], part: Path, host: Any, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
+    record: dict[str, Any], part: Path, host: Host, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
     select: Selection | None,
 ) -> None:  # fmt: skip
     """Export the weights of the last epoch, or of the selected one, and complete the record."""
     best = {}
-    for name in NETWORKS:
+    for name in scores:
         row = max((r for r in rows if f"miou_{name}" in r), key=lambda r: r[f"miou_{name}"])
         best[name] = {"epoch": row["epoch"], "miou": row[f"miou_{name}"]}
     if select is None:
-        export_weights(host, part / WEIGHTS)
+        write_tensors(host.exported_state(), part / WEIGHTS)
     else:
         record["selected"] = select.export(part / WEIGHTS)
     last = {name: vars(found) for name, found in scores.items()}

@@ -17,14 +17,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from .. import registry
 from ..data.cached import Cached
 from ..data.checks import check
 from ..data.dataset import SegmentationData
 from ..data.held_out import HELD_OUT, hold_out
 from ..data.splits import Split, missing_classes, write_lists
-from ..methods.detector import find_objects
-from ..recipes import Recipe, differences
-from ..runs import DETECTIONS, RECORD, Run, write_text
+from ..recipe import Recipe, differences, to_toml
+from ..runs import RECIPE, RECORD, Run, write_text
 from .checkpoint import checkpoints
 from .folder import LOCK, SELECTED, STARTED, check_folder, move_into_place, partial_of
 from .loop import Fit, fit
@@ -86,8 +86,9 @@ def train(
         check_folder(folder, data, overwrite)  # another process may have finished it meanwhile
         _same_run(part, record)
         write_text(part / STARTED, json.dumps(record, indent=1))
+        write_text(part / RECIPE, to_toml(recipe))
         if not (part / RECORD).is_file():  # else it was done, but not yet moved
-            task = _with_objects(task, detections) if recipe.asks_detector else task
+            task = _prepared(task, detections)
             strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
             precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
             fabric = Fabric(devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
@@ -115,18 +116,11 @@ def _task(recipe: Recipe, data: SegmentationData, split: Split, part: Path, reco
     return Fit(recipe, data, replace(split, labeled=kept), part, record, held_out=held)
 
 
-def _with_objects(task: Fit, shared: Path | None) -> Fit:
-    """The task with detected boxes, a copy of which stays in its folder."""
-    own = task.folder / DETECTIONS
-    if shared is not None and not own.is_file():
-        find_objects(task.data, task.split, task.recipe.detector, shared, task.recipe.seed)
-        for suffix in (".json", ".safetensors"):
-            shutil.copyfile(shared.with_suffix(suffix), own.with_suffix(suffix))
-    found = find_objects(task.data, task.split, task.recipe.detector, own, task.recipe.seed)
-    made = json.loads(own.with_suffix(".json").read_text())
-    detector = {name: made[name] for name in ("epochs", "best", "duration_s", "sha256")}
-    assert task.recipe.wpl is not None
-    return replace(task, objects=found.above(task.recipe.wpl.box_score), record={**task.record, "detector": detector})
+def _prepared(task: Fit, shared: Path | None) -> Fit:
+    """The task with what its plug-ins make before training."""
+    for name in task.recipe.plug_ins:
+        task = registry.plug_in(name).prepare(task, shared)
+    return task
 
 
 def _record_of(recipe: Recipe, data: SegmentationData, split: Split) -> dict[str, Any]:

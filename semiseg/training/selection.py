@@ -14,7 +14,8 @@ import torch.nn as nn
 
 from ..evaluate import Scores
 from ..runs import write_text
-from .checkpoint import export_weights
+from ..types import Host
+from .checkpoint import write_tensors
 from .folder import SELECTED
 
 
@@ -29,7 +30,7 @@ class Selection:
     score: Callable[[nn.Module], Scores]
 
     def __call__(
-        self, host: Any, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], epoch: int
+        self, host: Host, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Scores], epoch: int
     ) -> dict[str, float]:
         """After a scored epoch: its held-out columns of the curve.
 
@@ -39,11 +40,11 @@ class Selection:
             scores: of this epoch on the validation images, to be recorded; they do not take part in the choice.
             epoch: counted from 1.
         """
-        found = {name: self.score(getattr(host, name)) for name in scores}
+        found = {name: self.score(host.networks()[name]) for name in scores}
         if found["teacher"].miou > max((row.get("held_out_teacher", -1.0) for row in rows), default=-1.0):
             weights, about = (self.folder / name for name in SELECTED)
             self.folder.mkdir(parents=True, exist_ok=True)
-            export_weights(host, weights)
+            write_tensors(host.exported_state(), weights)
             chosen = {name: vars(each) for name, each in scores.items()}
             on = {name: {"miou": each.miou, "pixel_accuracy": each.pixel_accuracy} for name, each in found.items()}
             write_text(about, json.dumps({**chosen, "epoch": epoch, "held_out": on}))

@@ -23,17 +23,16 @@ import torch.nn as nn
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ..build import build, build_on_labels
+from .. import registry
+from ..build import build, without_pretraining
 from ..data.pseudo_labels import PseudoLabeled
-from ..hosts.mask2former import label_by_masks
-from ..hosts.stpp import pseudo_label
-from ..recipes import Recipe
+from ..recipe import Recipe
 from ..runs import METRICS, RECORD, WEIGHTS, write_text
 from ..types import Host
 from .checkpoint import Epoch, Keep, checkpoints
 from .folder import LABELS
-from .labeling import select_reliable, write_labels
-from .loop import NETWORKS, Fit, fit, write_curve
+from .labeling import write_labels
+from .loop import Fit, fit, write_curve
 
 SELECTION = "selection.json"
 Labeler = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
@@ -56,42 +55,14 @@ class Stage:
     recipe: Recipe
     keep: Keep
     images: Callable[[Fabric, Fit, Stage], Sequence[str]] | None = None
-    label: Labeler = pseudo_label
+    label: Labeler | None = None
     host: Callable[[Recipe, int], Host] = build
 
 
 def plan(task: Fit) -> tuple[Stage, ...]:
     """The stages of a recipe; none where the method is trained in one fit."""
-    if task.recipe.method == "mask2former":
-        return _mask2former(task)
-    return _stpp(task) if task.recipe.method == "stpp" else ()
-
-
-def _mask2former(task: Fit) -> tuple[Stage, ...]:
-    """Mask2Former: labels alone; all."""
-    recipe, m = task.recipe, task.recipe.mask2former
-    first = replace(on_labels(task, m.epochs), method=recipe.method)
-    last = recipe.optimization.epochs
-    return (
-        Stage("stage1", first, Keep(m.labeled_by, (m.epochs,)), host=build_on_labels),
-        Stage("stage2", recipe, Keep(m.labeled_by, (last,)), every_image, partial(label_by_masks, doubt=m.doubt)),
-    )
-
-
-def _stpp(task: Fit) -> tuple[Stage, ...]:
-    """ST++: labels alone; the reliable half; all.  Without selection (ST): labels alone; all."""
-    if len(unlabeled_images(task)) < 2:
-        raise ValueError(f"ST++ needs two unlabeled images to choose from; split {task.split.name} has fewer")
-    recipe, s = task.recipe, task.recipe.stpp
-    o, (first, second) = recipe.optimization, s.epochs
-    keep = partial(Keep, s.labeled_by, best=s.teacher == "best_val")
-    label = partial(pseudo_label, scales=s.scales, flip=task.data.mirror)
-    retraining = partial(Stage, label=label)
-    half = replace(recipe, optimization=replace(o, epochs=second))
-    stages = [Stage("stage1", on_labels(task, first), keep((first // 3, 2 * first // 3, first)))]
-    if s.select:
-        stages.append(retraining("stage2", half, keep((second,)), _reliable))
-    return (*stages, retraining(f"stage{len(stages) + 1}", recipe, keep((o.epochs,)), every_image))
+    stages = registry.method(task.recipe.method).stages
+    return stages(task) if stages else ()
 
 
 def on_labels(task: Fit, epochs: int) -> Recipe:
@@ -101,10 +72,7 @@ def on_labels(task: Fit, epochs: int) -> Recipe:
     """
     o, labeled = task.recipe.optimization, len(task.split.labeled)
     steps = o.epoch_steps or max(1, (2 * labeled if labeled < 200 else labeled) // (2 * o.batch))
-    return replace(
-        task.recipe, method="supervised", upc=None, wpl=None,
-        optimization=replace(o, epochs=epochs, batch=2 * o.batch, epoch_steps=steps),
-    )  # fmt: skip
+    return replace(task.recipe, optimization=replace(o, epochs=epochs, batch=2 * o.batch, epoch_steps=steps))
 
 
 def unlabeled_images(task: Fit) -> tuple[str, ...]:
@@ -154,6 +122,7 @@ def _with_labels(fabric: Fabric, task: Fit, stage_task: Fit, stages: Sequence[St
     summary = task.folder / LABELS / f"{stage.name}.json"
     if not summary.is_file():
         by = earlier[-1]
+        assert stage.label is not None, f"{stage.name} learns from unlabeled images, and nobody labels them"
         network = kept_network(fabric, task, by, by.keep.last)
         about = {"by": by.name, "epoch": by.keep.last, "network": by.keep.network}
         write_labels(fabric, task, partial(stage.label, network), fresh, summary, about)
@@ -163,18 +132,8 @@ def _with_labels(fabric: Fabric, task: Fit, stage_task: Fit, stages: Sequence[St
 
 def kept_network(fabric: Fabric, task: Fit, stage: Stage, epoch: Epoch) -> nn.Module:
     """A network that a stage kept, on the device and in evaluation mode."""
-    bare = replace(stage.recipe, network=replace(stage.recipe.network, weights=None))
-    host = stage.host(bare, len(task.data.classes))
+    host = stage.host(without_pretraining(stage.recipe), len(task.data.classes))
     return stage.keep.read(task.folder / stage.name, epoch, host).to(fabric.device)
-
-
-def _reliable(fabric: Fabric, task: Fit, first: Stage) -> tuple[str, ...]:
-    """The reliable half, chosen once, by the checkpoints of the first stage."""
-    path = task.folder / LABELS / SELECTION
-    if not path.is_file():
-        networks = [kept_network(fabric, task, first, epoch) for epoch in first.keep.epochs]
-        select_reliable(fabric, task, networks, unlabeled_images(task), path)
-    return tuple(json.loads(path.read_text())["reliable"])
 
 
 def _conclude(task: Fit, stages: Sequence[Stage]) -> None:
@@ -185,7 +144,7 @@ def _conclude(task: Fit, stages: Sequence[Stage]) -> None:
     listed = [
         {
             "name": folder.name, "epochs": record["last"]["epoch"], "steps": record["last"]["step"],
-            "duration_s": record["duration_s"], "miou": {name: record["last"][name]["miou"] for name in NETWORKS},
+            "duration_s": record["duration_s"], "miou": {name: record["last"][name]["miou"] for name in record["best"]},
             "labels": labels,
         }
         for folder, record, labels in zip(folders, records, summaries, strict=True)
