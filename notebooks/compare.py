@@ -113,7 +113,7 @@ cost.cost_table(prices)
 
 # %% [markdown]
 # On a GPU and at the papers' sizes the ratios differ: contrast and nearest neighbors cost memory there, the boxes of a detector
-# must be found once, and a scheme with two networks needs both at once. `python tests/bench_hosts.py --out FILE` measures on
+# must be found once, and a scheme with two networks needs both at once. `python tests/bench/bench_hosts.py --out FILE` measures on
 # your machine; `make bench` runs all benchmarks.
 #
 # ## What is missing

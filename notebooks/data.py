@@ -23,7 +23,7 @@ import pandas as pd
 from semiseg.data.inspect.report import inspect, to_text
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import SPLITS, seeded_split
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.scales import MAKERS
 from semiseg_book import pictures
 from semiseg_book.benchmarks import by_chance, facts, mask_origins

@@ -24,67 +24,44 @@
 #
 # ```sh
 # papermill notebooks/ddfp.ipynb out.ipynb -p split 1_16 -p seed 1
+# papermill notebooks/ddfp.ipynb out.ipynb -p changes "ddfp.step=vat ddfp.eps=1"
 # ```
 
 # %% tags=["parameters"]
+variant = "default"  # or DDFP as paper, or as official (code) have it
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
-variant = "default"  # or DDFP as paper, or as official (code) have it
-step = "density"  # or normal, uniform, dropout, vat, vat_published: another step in feature space (Tables 4, 7)
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet or a file; empty: by scale
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
+from semiseg.methods.ddfp import DDFPOptions
 from semiseg.methods.flow import MixtureFlow
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
-from semiseg.recipes import SCALES, Recipe, official, paper, recipe
+from semiseg.notebook import repo_root
+from semiseg.recipe import Recipe
 from semiseg.runs import find_runs
 from semiseg_book import compare, paper_tables, pictures, tables
 from semiseg_book.chapters import ddfp as figures
-from semiseg_book.style import title, use_style
+from semiseg_book.notebook import counts, prepare
+from semiseg_book.style import title
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-variants = {"default": lambda r: r, "paper": paper, "official": official}
-make_variant = variants[choice("variant", variant, variants)]
-settings = make_variant(recipe("ddfp", data, split, choice("scale", scale, SCALES), seed))
-settings = replace(settings, ddfp=replace(settings.ddfp, step=step))
-if weights:
-    settings = replace(settings, network=replace(settings.network, weights=weights))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-settings = replace(settings, split=partition.name)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+prepared = prepare("ddfp", globals(), own=["variant"])
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+options = settings[DDFPOptions]
+counts(prepared)
 
 # %% [markdown]
 # ## The problem, in pictures
@@ -150,8 +127,7 @@ fig = figures.toy_picture(points, moon, MixtureFlow(2, 2, blocks=4, hidden=32), 
 # perturbed, as in the paper. Numbers below are of the last epoch; the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-suffix = "-".join(name for name, usual in ((variant, "default"), (step, "density")) if name != usual)
-run = train_or_reuse(settings, images, partition, workers=workers)
+run = prepared.train()
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
@@ -160,7 +136,7 @@ baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baseli
 o = settings.optimization
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
 print(f"{o.batch} labeled and {o.batch} unlabeled images per step")
-print(f"threshold {settings.consistency.tau}, epsilon {settings.ddfp.eps}")
+print(f"threshold {settings.consistency.tau}, epsilon {options.eps}")
 tables.headline(run)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-ddfp-curves", "caption": "Left: validation mIoU of the teacher, with the baselines of the same seed and labeled images where they were run. Middle: the terms of the objective, with their weights. Right: share of pixels whose pseudo-label is kept, how often it is right (against masks that training never sees), and the share of kept pixels whose class the step changes."}}
@@ -196,7 +172,7 @@ fig = pictures.predictions(images, shown, networks | {"DDFP": host.teacher.model
 
 # %% tags=["hide-input"]
 by_class = None
-if step == "density":  # the others have no flow
+if options.step == "density":  # the others have no flow
     sample = figures.sample(
         host.teacher.model,
         host.perturb,
@@ -217,7 +193,7 @@ if by_class is not None:
     corners = tuple(images.classes.index(name) for name in largest)
 if len(corners) == 3:
     torch.manual_seed(seed)
-    fresh = MixtureFlow(host.student.width, len(images.classes), hidden=settings.ddfp.flow_hidden)
+    fresh = MixtureFlow(host.student.width, len(images.classes), hidden=options.flow_hidden)
     fig = figures.density_plane({"before": fresh, "after": host.perturb.flow}, sample, corners, images.classes)
 
 # %% [markdown]
@@ -275,7 +251,7 @@ for name, row in main.iterrows():
 # ### Is it the density, or any step?
 #
 # As Table 7 and the noise of Table 4: the same host, another step at the same place. Each row is a run of this notebook with
-# `-p step`; *published* is the virtual adversarial step {cite:p}`miyato2019vat` in the setting of the code of CCT
+# `-p changes "ddfp.step=vat"`; *published* is the virtual adversarial step {cite:p}`miyato2019vat` in the setting of the code of CCT
 # {cite:p}`ouali2020cct` and PS-MT {cite:p}`liu2022psmt`, whose probe is lost in float32, so that it hardly moves a feature (see `semiseg/methods/perturbations.py`). A step that changes no class teaches nothing, so read mIoU beside how often
 # the step flips the class of a confident pixel. Rows of one seed decide nothing.
 
@@ -325,7 +301,7 @@ paper_tables.show("ddfp", 7)
 # ## Deviations
 #
 # Where paper and released code (Gavinwxy/DDFP at commit 7956c72) disagree, both readings are options of
-# `semiseg.recipes`; `-p variant paper` and `-p variant official` choose all of them at once.
+# `semiseg.methods.ddfp.DDFPOptions`; `-p variant paper` and `-p variant official` choose all of them at once.
 #
 # | topic | paper | released code | here |
 # |---|---|---|---|

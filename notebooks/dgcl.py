@@ -24,63 +24,41 @@
 #
 # ```sh
 # papermill notebooks/dgcl.ipynb out.ipynb -p split 1_16 -p seed 1
+# papermill notebooks/dgcl.ipynb out.ipynb -p changes "dgcl.sampling=random dgcl.memory=False"
 # ```
 
 # %% tags=["parameters"]
+variant = "default"  # or DGCL as paper, or as official (code) have it
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
-variant = "default"  # or DGCL as paper, or as official (code) have it
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet or a file; empty: by scale
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
-from semiseg.recipes import SCALES, Recipe, official, paper, recipe
+from semiseg.methods.dgcl import DGCLOptions
+from semiseg.notebook import repo_root
+from semiseg.recipe import Recipe
 from semiseg.runs import find_runs
 from semiseg_book import paper_tables, pictures, tables
 from semiseg_book.chapters import dgcl as figures
-from semiseg_book.style import use_style
+from semiseg_book.notebook import counts, prepare
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-variants = {"default": lambda r: r, "paper": paper, "official": official}
-make_variant = variants[choice("variant", variant, variants)]
-settings = make_variant(recipe("dgcl", data, split, choice("scale", scale, SCALES), seed))
-if weights:
-    settings = replace(settings, network=replace(settings.network, weights=weights))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-settings = replace(settings, split=partition.name)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+prepared = prepare("dgcl", globals(), own=["variant"])
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+counts(prepared)
 
 # %% [markdown]
 # ## The idea, in equations
@@ -136,17 +114,14 @@ pd.DataFrame(
 # *self-training* baseline of the paper's figures. Numbers below are of the last epoch; the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-suffix = "" if variant == "default" else variant
-run = train_or_reuse(settings, images, partition, workers=workers)
-without = replace(settings, dgcl=replace(settings.dgcl, weight=0.0))
-suffix = "-".join(["selftraining", suffix]) if suffix else "selftraining"
-alone = train_or_reuse(without, images, partition, workers=workers)
+run = prepared.train()
+alone = prepared.train(settings.changed({"dgcl.weight": 0.0}))
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
 baselines = {r.label: r for r in comparable if r.label != "dgcl"}
 baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baselines]
-o, d = settings.optimization, settings.dgcl
+o, d = settings.optimization, settings[DGCLOptions]
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
 print(f"{o.batch} labeled and {o.batch} unlabeled images per step")
 print(f"per class: memory of {d.bank}, {d.anchors} anchors, {d.keys} + {d.keys} keys, {d.negatives} negatives")
@@ -253,17 +228,17 @@ gains
 # %% [markdown]
 # ## Ablations
 #
-# Every row of the paper's Tables 5, 6 and 7 is a recipe:
+# Every row of the paper's Tables 5, 6 and 7 is a run of this notebook with `-p changes`:
 #
-# | table | row | recipe |
+# | table | row | changes |
 # |---|---|---|
-# | 5 | I: supervised | `recipe("supervised")` |
-# | 5 | II: + $\mathcal{L}_{unsup}$ | `DGCL(weight=0)` |
-# | 5, 6 | III: random anchors, average as center | `DGCL(sampling="random", memory=False)` |
-# | 5 | IV: density in the batch | `DGCL(memory=False)` |
-# | 5, 6, 7 | V: density with memory, multi-scale | `DGCL()` |
-# | 6 | low and high confidence | `DGCL(sampling="confidence")` |
-# | 7 | one scale $k$ | `DGCL(scales=(k,))` |
+# | 5 | I: supervised | another method: `notebooks/recipe.ipynb` with `-p method supervised` |
+# | 5 | II: + $\mathcal{L}_{unsup}$ | `dgcl.weight=0` |
+# | 5, 6 | III: random anchors, average as center | `dgcl.sampling=random dgcl.memory=False` |
+# | 5 | IV: density in the batch | `dgcl.memory=False` |
+# | 5, 6, 7 | V: density with memory, multi-scale | none |
+# | 6 | low and high confidence | `dgcl.sampling=confidence` |
+# | 7 | one scale $k$ | `dgcl.scales=k` |
 
 # %% [markdown]
 # ## The paper's tables
@@ -296,7 +271,7 @@ paper_tables.show("dgcl", 7)
 # ## Deviations
 #
 # Where paper and released code (Gavinwxy/DGCL at commit 5f41130) disagree, both readings are options of
-# `semiseg.recipes`; `-p variant paper` and `-p variant official` choose all of them at once.
+# `semiseg.methods.dgcl.DGCLOptions`; `-p variant paper` and `-p variant official` choose all of them at once.
 #
 # | topic | paper | released code | here |
 # |---|---|---|---|

@@ -24,64 +24,42 @@
 #
 # ```sh
 # papermill notebooks/esl.ipynb out.ipynb -p split 1_16 -p seed 1
+# papermill notebooks/esl.ipynb out.ipynb -p changes "esl.label=top"     # Table 3: the five likeliest classes
+# papermill notebooks/esl.ipynb out.ipynb -p changes "esl.eta=0.9"       # Table 3
+# papermill notebooks/esl.ipynb out.ipynb -p changes "esl.parts=1"       # Table 4: pixels against regions
 # ```
 
 # %% tags=["parameters"]
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
-label = "dynamic"  # dynamic, top (the five likeliest classes, Table 3) or hard (Table 2)
-eta = 0.95  # of the dynamic label (Table 3)
-parts = 5  # of each class (Table 4); 1 contrasts pixels with regions
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet, or a file; empty for what the scale says
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
 from semiseg.build import load_exported
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
-from semiseg.recipes import SCALES, Recipe, recipe
+from semiseg.methods.esl import ESLOptions
+from semiseg.notebook import repo_root
+from semiseg.recipe import Recipe
 from semiseg.runs import find_runs
 from semiseg_book import paper_tables, pictures, tables
 from semiseg_book.chapters import esl as figures
-from semiseg_book.chapters import esl_parts
-from semiseg_book.style import title, use_style
+from semiseg_book.notebook import counts, prepare
+from semiseg_book.style import title
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-settings = recipe("esl", data, split, choice("scale", scale, SCALES), seed)
-settings = replace(settings, esl=replace(settings.esl, label=label, eta=eta, parts=whole_number("parts", parts, 1)))
-if weights:
-    settings = replace(settings, network=replace(settings.network, weights=weights))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-settings = replace(settings, split=partition.name)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+prepared = prepare("esl", globals())
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+counts(prepared)
 
 # %% [markdown]
 # ## The idea, in equations
@@ -140,17 +118,9 @@ pd.DataFrame(
 # without the contrast and with hard labels.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-plain = recipe("esl", data, split, scale, seed).esl
-varied = [
-    f"{k}-{getattr(settings.esl, k)}"
-    for k in ("label", "eta", "parts")
-    if getattr(settings.esl, k) != getattr(plain, k)
-]
-alone = replace(settings, esl=replace(settings.esl, parts=0))
-hard = replace(settings, esl=replace(settings.esl, parts=0, label="hard"))
-run = train_or_reuse(settings, images, partition, workers=workers)
-run_alone = train_or_reuse(alone, images, partition, workers=workers)
-run_hard = train_or_reuse(hard, images, partition, workers=workers)
+run = prepared.train()
+run_alone = prepared.train(settings.changed({"esl.parts": 0}))
+run_hard = prepared.train(settings.changed({"esl.parts": 0, "esl.label": "hard"}))
 
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
@@ -159,7 +129,7 @@ baselines = [baselines[m] for m in ("supervised", "mean_teacher") if m in baseli
 o = settings.optimization
 print(
     f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps of {o.batch} labeled and "
-    f"{o.batch} unlabeled images, eta {settings.esl.eta}, {settings.esl.parts} parts of each class"
+    f"{o.batch} unlabeled images, eta {settings[ESLOptions].eta}, {settings[ESLOptions].parts} parts of each class"
 )
 tables.headline(run)
 
@@ -264,7 +234,7 @@ fig, compared = figures.hard_against_soft(figures.label_runs(of_this_kind))
 # in the yellow circle, green arrows lead to parts that are positives, red ones to some of the negatives.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-esl-parts", "caption": "Images (top) and parts (bottom). Yellow: an anchor; green: its positives; red: some of its negatives."}}
-fig, paired = esl_parts.pairs(host, images, esl_parts.of_one_class(images, images.val[:64], 5))
+fig, paired = figures.pairs(host, images, figures.of_one_class(images, images.val[:64], 5))
 
 # %% tags=["hide-input"]
 print(f"the anchor is of class {paired.anchor_class.iloc[0]}; mean cosine of the teacher's embeddings:")
@@ -278,10 +248,10 @@ paired.groupby("role").cosine.agg(["mean", "min", "max", "size"]).round(2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-esl-edges", "caption": "Input, truth, and the predictions of the runs without and with the contrast."}}
 both = {"without contrast": host_alone.teacher.model, "with contrast": host.teacher.model}
-fig, _ = esl_parts.at_edges(images, shown[:4], both)
+fig, _ = figures.at_edges(images, shown[:4], both)
 
 # %% tags=["hide-input"]
-counted = esl_parts.right_by_place(images, images.val[:256], both)
+counted = figures.right_by_place(images, images.val[:256], both)
 (100 * counted.pivot(index="network", columns="place", values="share_right")).round(2)
 
 # %% [markdown]
@@ -291,10 +261,10 @@ counted = esl_parts.right_by_place(images, images.val[:256], both)
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-esl-space", "caption": "t-SNE of pixel embeddings of validation images, without and with the contrast. Color: class; pale: second part."}}
 four = list(range(1, min(5, len(images.classes))))
 samples = {
-    name: esl_parts.embedding_sample(h, images, images.val[:96], four)
+    name: figures.embedding_sample(h, images, images.val[:96], four)
     for name, h in (("without contrast", host_alone), ("with contrast", host))
 }
-fig, space = esl_parts.embedding_maps(samples, dict(zip(images.classes, images.palette, strict=True)))
+fig, space = figures.embedding_maps(samples, dict(zip(images.classes, images.palette, strict=True)))
 
 # %% [markdown]
 # ## Does it help?

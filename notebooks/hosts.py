@@ -27,16 +27,15 @@
 # smaller, pixel by pixel, from dark (none) to bright.
 
 # %% tags=["hide-input"]
-
 from semiseg.build import build, load_exported
 from semiseg.data.loader import TrainingStream
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
+from semiseg.hosts.u2pl_contrast import U2PLOptions
 from semiseg.notebook import repo_root
-from semiseg.recipes import Recipe, recipe
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, find_runs
 from semiseg_book import tables
-from semiseg_book.chapters import host_ideas as ideas
 from semiseg_book.chapters import hosts as figures
 from semiseg_book.style import use_style
 
@@ -227,7 +226,7 @@ fig = figures.step(scene("cps"), digits, two, by_cross_entropy, who="other")
 # half, and all images train the third, which is the result. No epoch is chosen on validation images here.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-host-stpp", "caption": "ST++: unlabeled images from reliable to unreliable, with the score r of each. Three different networks stand for the three checkpoints of one training."}}
-fig, scores = ideas.by_reliability(digits, split.unlabeled[:60], (student, other, teacher))
+fig, scores = figures.by_reliability(digits, split.unlabeled[:60], (student, other, teacher))
 print(f"{len(scores)} images, {sum(s > 0.5 for s in scores)} of them above a score of 0.5")
 
 # %% [markdown]
@@ -265,7 +264,7 @@ u2pl = recipe("u2pl", "digits", "1_8")
 host, half_way = figures.staged(build(u2pl, len(digits.classes)), student, teacher), 0.5
 mixed = figures.watched(host, batch, half_way)[0].mixed
 _, unreliable = host.auxiliary.divide(mixed, half_way, mixed.image.shape[-2:])
-fig = ideas.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl.u2pl.low_rank)
+fig = figures.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl[U2PLOptions].low_rank)
 
 # %% [markdown]
 # ````{admonition} The step, as it runs
@@ -297,7 +296,7 @@ fig = ideas.unreliable_pixels(mixed, unreliable, digits, range(8), u2pl.u2pl.low
 # The network is that of the package `transformers` {cite:p}`wolf2020transformers`, an optional one: `pip install 'semiseg[mask2former]'`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-host-mask2former", "caption": "Mask2Former: label maps of mixed images as sets of binary masks, the three largest of each; an image with two classes has two."}}
-fig = ideas.sets_of_masks(scene("cps").mixed, digits, range(8))
+fig = figures.sets_of_masks(scene("cps").mixed, digits, range(8))
 
 # %% [markdown]
 # ````{admonition} The step of the retraining, and its mask terms, as they run
@@ -334,11 +333,12 @@ schemes = [
 figures.comparison(records, schemes)
 
 # %% [markdown]
-# Any scheme is trained from Python by its recipe, as below; `replace(recipe("cps"), upc=UPC())` puts UPC on top of it.
+# Any scheme is trained from Python by its recipe, as below; `with_plug_ins(recipe("cps"), "upc")` puts UPC on top of it.
 #
 # ```python
-# from semiseg.notebook import open_data, open_split, train_or_reuse
-# from semiseg.recipes import recipe
+# from semiseg.data.open import open_data, open_split
+# from semiseg.notebook import train_or_reuse
+# from semiseg.recipe import recipe
 #
 # data = open_data("digits")
 # train_or_reuse(recipe("cps", seed=0), data, open_split(data, "1_8", seed=0))
@@ -347,7 +347,7 @@ figures.comparison(records, schemes)
 # ## Deviations
 #
 # Released code: Britefury/cutmix-semisup-seg at commit af6183a (CutMix-Seg); charlesCXK/TorchSemiSeg at 5e0c29c (CPS, and the rerun of
-# mean teacher that most tables quote). `semiseg.recipes.official` chooses the second column for mean teacher and CPS at once.
+# mean teacher that most tables quote). `semiseg.recipe.reading(recipe("cps"), "official")` chooses the second column at once, for mean teacher as for CPS.
 #
 # **Mean teacher with soft targets**
 #
@@ -379,7 +379,7 @@ figures.comparison(records, schemes)
 # | pass that labels clean images | training mode: statistics of the batch, dropout | `label_mode="eval"`; `"train"` |
 # | padding, and labeled pixels to ignore | supervised by the other network | left out; `padding=True` |
 # | pairs | two independent unlabeled batches | the next image of the same batch |
-# | weight | 1.5 and 6 without mixing; 1 and 5 with it (PASCAL VOC, Cityscapes) | the same: `CPS.plain()` and the default |
+# | weight | 1.5 and 6 without mixing; 1 and 5 with it (PASCAL VOC, Cityscapes) | the same: `CPSOptions.plain()` and the default |
 # | optimizers | two with equal schedules | one over both networks, which is the same |
 # | resizing | by one of six factors | by any factor between the smallest and the largest of the recipe |
 # | network | ResNet with a stem of three convolutions, leaky ReLU in the head | torchvision's ResNet, ReLU |

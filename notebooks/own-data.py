@@ -33,21 +33,18 @@
 # they are what semi-supervised learning lives on, so bring as many as there are.
 
 # %% tags=["parameters"]
-root = ""  # folder with images and masks; empty: a small one is made
-classes = ""  # names in the order of their ids, or a TOML or JSON file in root; empty: root/classes.toml
 method = "mean_teacher"  # supervised, mean_teacher, unimatch, ddfp, ...
 split = "full"  # share of the images with masks that is labeled: full, or less to see what masks are worth
-seed = 0
-backbone = ""  # tiny, mobilenet_v2, resnet50, resnet101, timm:NAME; empty: by the folder
-weights = ""  # of the encoder: imagenet, or a file, or none; empty: by the folder
-crop = 0  # side of the training crops, pixels; 0: the recipe's
-batch = 0  # labeled images per step, and as many unlabeled; 0: the recipe's
-epochs = 0  # 0: the recipe's
-held_out = 0.0  # share of the labeled images that chooses the epoch, instead of the last one
 longest = 0  # images are shrunk to at most so many pixels on their longer side; 0: not at all
 photos = ""  # new images to predict: a file, a folder or a pattern; empty: those of the made folder, or root/images
 out = ""  # folder for the predictions; empty: a temporary one
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
+root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
+labeled_list = ""  # a list file of labeled images, instead of the seeded partition
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
 from dataclasses import replace
@@ -55,41 +52,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from semiseg.data.inspect.report import inspect
+from semiseg.data.open import open_data
 from semiseg.data.sets.digits import Digits
 from semiseg.inference.model import load_model
 from semiseg.inference.predict import Wanted, find_images, predict_files
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
+from semiseg.notebook import one_line, repo_root
 from semiseg.options import Evaluation
-from semiseg.recipes import METHODS, recipe
+from semiseg.recipe import recipe
 from semiseg_book import pictures, tables
-from semiseg_book.style import use_style
-
-method, split, seed = choice("method", method, METHODS), parse_split(split), seed_number(seed)
-crop, batch, epochs, longest, workers = (
-    whole_number(name, value, 0)
-    for name, value in (
-        ("crop", crop),
-        ("batch", batch),
-        ("epochs", epochs),
-        ("longest", longest),
-        ("workers", workers),
-    )
-)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
+from semiseg_book.notebook import counts, prepare
 
 # %% [markdown]
 # ## A folder made on the spot
@@ -128,13 +102,18 @@ def make_folder(folder: Path, masks: int = 24, unlabeled: int = 240, val: int = 
 temporary = TemporaryDirectory()
 made = not root
 if made:
-    root = make_folder(Path(temporary.name) / "mine")
-images = open_data("folder", str(root), classes, longest=longest)
-partition = open_split(images, split, seed)
-pd.DataFrame(
-    {"images": [len(partition.labeled), len(partition.unlabeled), len(images.val)]},
-    index=pd.Index(["labeled", "unlabeled", "validation"], name="part"),
-)
+    root = str(make_folder(Path(temporary.name) / "mine"))
+prepared = prepare(method, globals() | {"data": "folder"}, own=["method", "longest", "photos", "out"])
+with one_line():
+    if longest:
+        prepared = replace(prepared, data=open_data("folder", root, classes, longest=longest))
+    if made:  # images of the embedded set get its numbers, and few epochs
+        small = recipe(method, "digits", prepared.split.name, "tiny", seed)
+        small = replace(small, data="folder", evaluation=Evaluation("whole", 32))
+        small = small.changed("optimization.epochs=4 optimization.epoch_steps=80").changed(changes)
+        prepared = replace(prepared, recipe=small)
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+counts(prepared)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-own-scenes", "caption": "Labeled images of the folder above their masks: if a mask is empty, shifted or in the wrong colors, it shows here."}}
 fig = pictures.scenes(images, partition.labeled[:8])
@@ -148,7 +127,7 @@ fig = pictures.scenes(images, partition.labeled[:8])
 # writes the report as a page with pictures.
 
 # %%
-report = inspect(images, partition, crop=crop or None)
+report = inspect(images, partition, crop=settings.optimization.crop)
 print(f"{report.verdict}")
 for finding in report.findings:
     print(f"{finding.severity}: {finding.what}: {', '.join(finding.where[:5]) or finding.advice}")
@@ -161,30 +140,14 @@ report.classes
 #
 # The recipe's numbers for images of any size start from ImageNet weights and crops of 128 pixels; they are made to see
 # a first result within minutes. For a result that counts, take a larger encoder and crop and train longer, for example
-# `-p backbone resnet50 -p crop 321 -p epochs 80`, on a GPU. The made folder has 32-pixel images and gets the encoder
-# and the numbers of the embedded set.
+# `-p changes "network.backbone=resnet50 optimization.crop=321 optimization.epochs=80"`, on a GPU. The made folder has
+# 32-pixel images and gets the encoder and the numbers of the embedded set.
 #
-# Another batch than the recipe's? A learning rate in proportion to it is the rule of thumb; `semiseg train` prints it.
+# `semiseg methods network`, `optimization` and `evaluation` say what can be changed. Another batch than the recipe's?
+# A learning rate in proportion to it is the rule of thumb; `semiseg train` prints it.
 
 # %%
-settings = recipe(method, "folder", split, "tiny", seed)
-if made:
-    small = recipe(method, "digits", split, "tiny", seed)
-    schedule = replace(small.optimization, epochs=4, epoch_steps=80)
-    settings = replace(small, data="folder", optimization=schedule, evaluation=Evaluation("whole", 32))
-if backbone:
-    settings = replace(settings, network=replace(settings.network, backbone=backbone, weights="imagenet"))
-if weights:
-    chosen = None if weights == "none" else weights
-    settings = replace(settings, network=replace(settings.network, weights=chosen))
-given = {name: value for name, value in (("crop", crop), ("batch", batch), ("epochs", epochs)) if value}
-settings = replace(
-    settings,
-    split=partition.name,
-    optimization=replace(settings.optimization, **given),
-    evaluation=replace(settings.evaluation, held_out=held_out),
-)
-run = train_or_reuse(settings, images, partition, workers=workers)
+run = prepared.train()
 print(f"the run: {run.folder.relative_to(repo_root())}")
 tables.per_class(run)
 
@@ -193,8 +156,8 @@ fig = pictures.curves(run)
 
 # %% [markdown]
 # The scores are those of the last epoch. If the curve falls at the end, do not pick the best epoch by the validation
-# images, which would then judge what they chose: hold out a part of the *labeled* images with `-p held_out 0.2`. They
-# choose the epoch, and the record names it.
+# images, which would then judge what they chose: hold out a part of the *labeled* images with
+# `-p changes "evaluation.held_out=0.2"`. They choose the epoch, and the record names it.
 #
 # ## Predict
 #
@@ -221,7 +184,8 @@ temporary.cleanup()
 #
 # ```sh
 # semiseg data check --data folder --root /path/mine
-# semiseg train --data folder --root /path/mine --split full --method mean_teacher --held-out 0.2 --out runs/local/mine
+# semiseg train --data folder --root /path/mine --split full --method mean_teacher \
+#   --set evaluation.held_out=0.2 --out runs/local/mine
 # semiseg evaluate runs/local/mine --root /path/mine
 # semiseg predict runs/local/mine '/path/new/**/*.jpg' --out /path/predictions --entropy
 # semiseg export runs/local/mine /path/model

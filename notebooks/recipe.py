@@ -17,8 +17,8 @@
 # semiseg runs missing --limit 5
 # ```
 #
-# A change is written `part.option=value`; several are separated by spaces. Parts and options are the fields of
-# `semiseg.recipes.Recipe`:
+# A change is written `part.option=value`; several are separated by spaces. `semiseg methods cps` lists the parts and
+# options that a method reads, with what they mean.
 #
 # ```sh
 # papermill notebooks/recipe.ipynb out.ipynb -p method cps -p plug_ins upc -p changes "upc.select=random"
@@ -28,68 +28,31 @@
 # %% tags=["parameters"]
 method = "cps"  # supervised, mean_teacher, cps, unimatch, ..., ddfp, dgcl, esl
 plug_ins = ""  # upc, wpl
-changes = ""  # changed options, written as above
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet or a file; empty: by scale
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-
-import pandas as pd
-
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
-from semiseg.recipes import METHODS, SCALES
+from semiseg.notebook import repo_root
 from semiseg.runs import find_runs
-from semiseg.variants import variant
 from semiseg_book import pictures, tables
-from semiseg_book.style import title, use_style
+from semiseg_book.notebook import counts, prepare
+from semiseg_book.style import title
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-settings = variant(
-    choice("method", method, METHODS),
-    plug_ins,
-    changes,
-    data=data,
-    split=split,
-    scale=choice("scale", scale, SCALES),
-    seed=seed,
-)
-if weights:
-    encoder, boxes_encoder = settings.network, settings.detector
-    settings = replace(settings, network=replace(encoder, weights=weights))
-    settings = replace(settings, detector=replace(boxes_encoder, weights=weights))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-settings = replace(settings, split=partition.name)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+prepared = prepare(method, globals(), plug_ins=plug_ins, own=["method", "plug_ins"])
+counts(prepared)
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-run = train_or_reuse(settings, images, partition, workers=workers)
+run = prepared.train()
 
 # %% [markdown]
 # ## What came out
@@ -97,8 +60,8 @@ run = train_or_reuse(settings, images, partition, workers=workers)
 # %% tags=["hide-input"]
 comparable = tables.same_setting(run, find_runs(repo_root() / "runs", local=True))
 baselines = {r.label: r for r in tables.standard(comparable) if r.label != run.label}
-baselines = [baselines[m] for m in ("supervised", settings.method) if m in baselines]
-print(f"{title(run.label)}{', ' + changes if changes else ''}: split {partition.name}, seed {seed}")
+baselines = [baselines[m] for m in ("supervised", prepared.recipe.method) if m in baselines]
+print(f"{title(run.label)}{', ' + changes if changes else ''}: split {prepared.split.name}, seed {seed}")
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
 tables.headline(run)
 

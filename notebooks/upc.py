@@ -22,7 +22,7 @@
 # leaves open. There is no released code.
 #
 # ```sh
-# papermill notebooks/upc.ipynb out.ipynb -p host stpp -p k 5 -p select random
+# papermill notebooks/upc.ipynb out.ipynb -p host stpp -p changes "upc.k=5 upc.select=random"
 # ```
 
 # %% tags=["parameters"]
@@ -30,68 +30,35 @@ host = "mean_teacher"  # any scheme with unlabeled images: stpp, cps, u2pl, ... 
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
-n = 4  # patches per side (Table 8)
-k = "2,3,5"  # patches replaced; several numbers: redundant augmentation (Tables 6 to 8)
-rows = "sample"  # one row per image, k drawn from its numbers; all: a row for each k (Eq. 7)
-select = "uncertainty"  # or random, oracle (Table 7), oracle_area
-replace = "patches"  # or box, copy_paste, erase (Tables 5 and 6), erase_pixels (Fig. 1a)
-divide = "sum"  # or mean: entropy of a patch per pixel
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet or a file; empty: by scale
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-import dataclasses
-
 import pandas as pd
 from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
 from semiseg.data.loader import training_batches
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-    whole_numbers,
-)
-from semiseg.options import UPC
-from semiseg.recipes import METHODS, SCALES, Recipe, recipe
+from semiseg.methods.upc import UPCOptions
+from semiseg.notebook import repo_root
+from semiseg.recipe import Recipe
+from semiseg.registry import methods
 from semiseg.runs import find_runs
 from semiseg_book import paper_tables, pictures, tables
 from semiseg_book.chapters import upc as figures
-from semiseg_book.chapters import upc_patches as patches
-from semiseg_book.style import use_style
+from semiseg_book.notebook import counts, prepare
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-n = whole_number("n", n, 1)
-k = whole_numbers("k", k, 0, n**2)
-options = UPC(n, k, rows=rows, select=select, divide=divide, replace=replace)
-hosts = tuple(name for name in METHODS if name != "supervised")
-plain = recipe(choice("host", host, hosts), data, split, choice("scale", scale, SCALES), seed)
-if weights:
-    plain = dataclasses.replace(plain, network=dataclasses.replace(plain.network, weights=weights))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-plain = dataclasses.replace(plain, split=partition.name)
-settings = dataclasses.replace(plain, upc=options)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+prepared = prepare(host, globals(), plug_ins="upc", own=["host"])
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+n, k = settings[UPCOptions].n, settings[UPCOptions].k
+counts(prepared)
 
 # %% [markdown]
 # ## The idea, in equations
@@ -162,22 +129,16 @@ pd.DataFrame(
 # the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-changed = {
-    "n": str(n), "k": "_".join(map(str, k)), "rows": rows, "select": select, "divide": divide, "replace": replace,
-}  # fmt: skip
-usual = {"n": "4", "k": "2_3_5", "rows": "sample", "select": "uncertainty", "divide": "sum", "replace": "patches"}
-named = {"n": "n", "k": "k", "rows": "rows_"}
-suffix = "-".join(named.get(name, "") + value for name, value in changed.items() if value != usual[name])
-run = train_or_reuse(settings, images, partition, workers=workers)
+run = prepared.train()
 
 # %% tags=["hide-input"]
 recorded = find_runs(repo_root() / "runs", local=True)
-alone = [
-    r for r in recorded if r.record["recipe"] == plain.as_dict() and r.record["split"]["sha256"] == partition.sha256
-][:1]
+plain = settings.without("upc").as_dict()
+alone = [r for r in recorded if r.record["recipe"] == plain and r.record["split"]["sha256"] == partition.sha256][:1]
+rows = len(k) if settings[UPCOptions].rows == "all" else 1
 o = settings.optimization
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
-print(f"{o.batch} labeled and {o.batch} unlabeled images per step, {len(k) if rows == 'all' else 1} row(s) of each")
+print(f"{o.batch} labeled and {o.batch} unlabeled images per step, {rows} row(s) of each")
 tables.headline(run)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-upc-curves", "caption": "Left: validation mIoU of the teacher, with the host alone where it was run. Middle: the terms of the objective, with their weights. Right: share of pixels whose pseudo-label is kept, and how often it is right (against masks that training never sees)."}}
@@ -203,7 +164,7 @@ def network_of(r):
 
 network = network_of(run)
 crops = training_batches(images, partition, crop=o.crop, batch=o.batch, steps=1, seed=seed, scale=o.resize)
-own, labeled = patches.look(network, next(iter(crops)))
+own, labeled = figures.look(network, next(iter(crops)))
 shown = [i for i in (1, 2) if i < len(own.image)]
 numbers = [each for each in k if each] or [min(5, n**2)]
 fig = figures.located(own, labeled, images, shown, n, numbers)
@@ -229,14 +190,14 @@ fig = figures.mixing_curves(run)
 
 # %% tags=["hide-input"]
 few = partition.unlabeled[: 200 if data == "digits" else 60]
-stats = patches.image_stats(network, images, few, n)
+stats = figures.image_stats(network, images, few, n)
 if stats.empty:
     print("no unlabeled image has a true mask: what follows cannot be measured")
 else:
     print(
         f"{stats.image.nunique()} images, {len(stats)} patches, {100 * stats.noise_area.sum() / stats.n_valid.sum():.1f} % of pixels wrong"
     )
-    display(patches.correlations(stats).round(2))
+    display(figures.correlations(stats).round(2))
     display(stats.drop(columns=["image", "n"]).head(3).round(2).T)
 
 # %% [markdown]
@@ -245,7 +206,7 @@ else:
 # expectation is shown.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-upc-noise", "caption": "Left: wrong pixels in the patches, by rank. Middle: share of all wrong pixels that lie in the first k patches. Right: share of wrong pixels in these patches."}}
-shares = pd.DataFrame() if stats.empty else patches.found(stats)
+shares = pd.DataFrame() if stats.empty else figures.found(stats)
 fig = None if stats.empty else figures.noise_found(shares, stats)
 
 # %% [markdown]
@@ -263,7 +224,7 @@ if not stats.empty:
 costs
 
 # %% tags=["hide-input"]
-left = None if stats.empty else patches.objects_left(stats, marks).round(1)
+left = None if stats.empty else figures.objects_left(stats, marks).round(1)
 None if left is None else left.rename(columns={"less_than_half": "less than half"})
 
 # %% tags=["hide-input"]
@@ -297,7 +258,7 @@ committed = [
     for r in find_runs(repo_root() / "runs")
     if (r.record["recipe"]["data"], r.record["recipe"]["scale"]) == ("digits", "tiny")
 ]
-pairs = patches.beside_host(tables.standard(committed), hosts)
+pairs = figures.beside_host(tables.standard(committed), [name for name, each in methods().items() if each.unlabeled])
 pairs
 
 # %% tags=["hide-input"]
@@ -321,7 +282,7 @@ for row in pairs.to_dict("records"):
 # labels of each host here, in the last epoch:
 
 # %% tags=["hide-input"]
-noise = patches.noise_of_hosts(tables.standard(committed))
+noise = figures.noise_of_hosts(tables.standard(committed))
 noise
 
 # %% tags=["hide-input"]
@@ -349,33 +310,33 @@ if len(pairs) and len(noise):
 # - What takes its place are pieces of other digits, from the few labeled images that the student sees whole in every epoch
 #   anyway. They are right, but nothing new, and a piece of a digit in another digit's place is no shape to learn.
 # - UPC takes the place of the host's own pasting. Mean teacher, CutMix-Seg, CPS and U2PL paste unlabeled images into each other
-#   and lose that; ST++, Mask2Former and mean teacher with MSE have nothing to lose. `-p k 0` trains a host that pastes nothing,
-#   and tells the two apart (the table below). And a host that rejects unsure pixels (mean teacher) has little noise left to
-#   remove. Mask2Former is asked for one mask per class that an image shows, and pieces of digits add classes to every image:
+#   and lose that; ST++, Mask2Former and mean teacher with MSE have nothing to lose. `-p changes "upc.k=0"` trains a host that
+#   pastes nothing, and tells the two apart (the table below). And a host that rejects unsure pixels (mean teacher) has little
+#   noise left to remove. Mask2Former is asked for one mask per class that an image shows, and pieces of digits add classes to every image:
 #   its class loss, in the records, falls far less than alone.
 #
 # On photographs, with objects larger than a patch, doubt follows outlines and the inside of an object stays, so the balance may
 # be another one. The embedded scenes cannot tell; `-p data voc` measures all of the above on other images.
 
 # %% tags=["hide-input"]
-patches.without_pasting(committed)
+figures.without_pasting(committed)
 
 # %% [markdown]
 # ### Ablations in miniature
 #
 # Tables 5 to 8 of the paper, for runs that were made: `replace` is Table 5 and 6, `select` Table 7, `n` and `k` Table 8. Each row
-# is a run of the notebook with arguments changed, for instance
+# is a run of the notebook with `-p changes`, those of the paper with `-p host stpp`, for instance
 #
-# | table | arguments |
+# | table | changes |
 # |---|---|
-# | 5, 6 | `-p host stpp -p replace erase`, `copy_paste` or `box` |
-# | 6 | `-p host stpp -p k 5` (Patch CutMix), `-p host stpp -p rows all` (RAS) |
-# | 7 | `-p host stpp -p k 5 -p select random`, `oracle` |
-# | 8 | `-p host stpp -p n 3 -p k 7` |
-# | none | `-p k 0`: the host without any pasting |
+# | 5, 6 | `upc.replace=erase`, `copy_paste` or `box` |
+# | 6 | `upc.k=5` (Patch CutMix), `upc.rows=all` (RAS) |
+# | 7 | `upc.k=5 upc.select=random`, `oracle` |
+# | 8 | `upc.n=3 upc.k=7` |
+# | none | `upc.k=0`: the host without any pasting |
 
 # %% tags=["hide-input"]
-patches.ablations(committed)
+figures.ablations(committed)
 
 # %% [markdown]
 # ## The paper's tables

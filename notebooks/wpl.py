@@ -25,108 +25,67 @@
 #
 # ```sh
 # papermill notebooks/wpl.ipynb out.ipynb -p host augseg -p split 1_16
+# papermill notebooks/wpl.ipynb out.ipynb -p changes "wpl.k=3"
 # ```
 #
-# Every figure and table of the paper's analysis is a run of this notebook with other arguments:
+# Every figure and table of the paper's analysis is a run of this notebook with `-p changes`, or with another argument:
 #
-# | paper | arguments | shown under |
+# | paper | changes | shown under |
 # |---|---|---|
 # | Fig. 1, weights against confidence | | {ref}`sec-wpl-weights` |
 # | Fig. 5, (a) wrong labels that are confident, (b, c) values against ranks | | {ref}`sec-wpl-weights` |
-# | Fig. 6 and supplement Fig. 3, other similarities | `-p similarity cosine`, `euclidean` | {ref}`sec-wpl-ablations` |
-# | Fig. 7, strongest channels | `-p k 3` | {ref}`sec-wpl-ablations` |
-# | Table 3, components | `-p host mean_teacher`, with `-p reliable none` (PPW alone) or without (RPPI and PPW) | {ref}`sec-wpl-ablations` |
+# | Fig. 6 and supplement Fig. 3, other similarities | `wpl.similarity=cosine`, `euclidean` | {ref}`sec-wpl-ablations` |
+# | Fig. 7, strongest channels | `wpl.k=3` | {ref}`sec-wpl-ablations` |
+# | Table 3, components | `wpl.reliable=none` (PPW alone) or nothing (RPPI and PPW), with `-p host mean_teacher` | {ref}`sec-wpl-ablations` |
 # | Table 4, classes | | class by class |
-# | supplement Table 1, detector | `-p box_score 0.9` | {ref}`sec-wpl-detector` |
-# | supplement Table 2, α | `-p alpha 0.4` | {ref}`sec-wpl-ablations` |
-# | supplement Table 3, score of a box | `-p box_score 0.9` | {ref}`sec-wpl-ablations` |
-# | supplement Table 4, size of a bank | `-p memory 64` | {ref}`sec-wpl-ablations` |
+# | supplement Table 1, detector | `wpl.box_score=0.9` | {ref}`sec-wpl-detector` |
+# | supplement Table 2, α | none; `-p alpha 0.4` | {ref}`sec-wpl-ablations` |
+# | supplement Table 3, score of a box | `wpl.box_score=0.9` | {ref}`sec-wpl-ablations` |
+# | supplement Table 4, size of a bank | `wpl.memory=64` | {ref}`sec-wpl-ablations` |
 
 # %% tags=["parameters"]
 host = "unimatch"  # unimatch, augseg, ael, u2pl or mean_teacher
+variant = "default"  # or WPL as paper, or as official (code) have it
+alpha = 1.0  # factor of the unlabeled terms (supplement Table 2)
 split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
-seed = 0
-variant = "default"  # or WPL as paper, or as official (code) have it
-k = 5  # strongest channels compared (Fig. 7)
-similarity = "rank"  # or cosine, euclidean (Fig. 6, supplement Fig. 3)
-reliable = "detector"  # or confidence, none: what feeds the prototypes (Table 3)
-alpha = 1.0  # factor of the unlabeled terms (supplement Table 2)
-box_score = ""  # of boxes that count (supplement Table 3); empty: by recipe
-memory = 256  # vectors per class in each bank (supplement Table 4)
-things = ""  # classes with boxes, separated by commas; empty: all but background and other usual stuff
+seed = 0  # of everything random
+changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
-classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML or JSON file; commas between; empty: all
+classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition
-family = ""  # published lists the split is of: classic, cps, u2pl, ... (`semiseg data fetch splits`); empty: seeded
-weights = ""  # of the encoder: imagenet or a file; empty: by scale
+family = ""  # published lists the split is of, as cps (`semiseg data fetch splits`); empty: the seeded ones
 workers = 0  # data loading processes
+overwrite = False  # train again where this very run is finished, instead of reading it
 
 # %% tags=["hide-input"]
-from dataclasses import replace
-
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
 from semiseg.build import load_exported
 from semiseg.data.boxes import Detections
-from semiseg.methods.detector import thing_classes
-from semiseg.notebook import (
-    choice,
-    open_data,
-    open_split,
-    parse_split,
-    repo_root,
-    seed_number,
-    train_or_reuse,
-    whole_number,
-)
-from semiseg.options import WPL
-from semiseg.recipes import SCALES, Recipe, recipe, with_alpha
+from semiseg.methods.detector import DetectorOptions, thing_classes
+from semiseg.methods.wpl import WPLOptions
+from semiseg.notebook import one_line, repo_root
+from semiseg.recipe import Recipe, with_alpha
 from semiseg.runs import find_runs
 from semiseg_book import compare, paper_tables, pictures, tables
-from semiseg_book.chapters import detector as second_opinion
 from semiseg_book.chapters import wpl as figures
-from semiseg_book.style import use_style
+from semiseg_book.notebook import counts, prepare
 
-split, seed, workers = parse_split(split, family), seed_number(seed), whole_number("workers", workers, 0)
-variants = {"default": WPL, "paper": WPL.paper, "official": WPL.official}
-options = variants[choice("variant", variant, variants)]()
-options = replace(
-    options,
-    k=whole_number("k", k, 1),
-    similarity=similarity,
-    reliable=reliable,
-    memory=whole_number("memory", memory, 1),
-)
-if box_score != "":
-    options = replace(options, box_score=float(box_score))
+prepared = prepare(host, globals(), plug_ins="wpl", own=["host", "alpha"])
+settings, images, partition = prepared.recipe, prepared.data, prepared.split
+if alpha != 1:
+    with one_line():
+        settings = with_alpha(settings, alpha)
 if scale == "smoke":
-    options = replace(options, sure=0.0)  # an untrained network is sure of nothing
+    settings = settings.changed({"wpl.sure": 0.0})  # an untrained network is sure of nothing
+options, boxing = settings[WPLOptions], settings[DetectorOptions]
 hosts = ("unimatch", "augseg", "ael", "u2pl", "mean_teacher")
-plain = recipe(choice("host", host, hosts), data, split, choice("scale", scale, SCALES), seed)
-if weights:
-    encoder, boxes_encoder = plain.network, plain.detector
-    plain = replace(plain, network=replace(encoder, weights=weights), detector=replace(boxes_encoder, weights=weights))
-if things:
-    plain = replace(plain, detector=replace(plain.detector, things=tuple(name.strip() for name in things.split(","))))
-if float(alpha) != 1:
-    plain = with_alpha(plain, float(alpha))
-images = open_data(data, root, classes, train_list)
-partition = open_split(images, split, seed, labeled_list, family)
-plain = replace(plain, split=partition.name)
-settings = replace(plain, wpl=options)
-use_style()
-# %config InlineBackend.figure_formats = ["retina"]
-pd.DataFrame(
-    {
-        "images": [len(partition.labeled), len(partition.unlabeled), len(images.val)],
-    },
-    index=pd.Index(["labeled", "unlabeled", "validation"], name=f"{images.name}, split {partition.name}"),
-)
+counts(prepared)
 
 # %% [markdown]
 # ## The idea, in equations
@@ -172,24 +131,12 @@ pd.DataFrame(
 # images at hand; they follow each image through its augmentation. Numbers are of the last epoch; the teacher is the headline.
 
 # %% tags=["nbval-ignore-output", "remove-output"]
-parts = [  # name in the folder of the run, value, what it is without an argument
-    ("", variant, "default"),
-    ("k", int(k), 5),
-    ("", similarity, "rank"),
-    ("", reliable, "detector"),
-    ("alpha", float(alpha), 1.0),
-    ("box", box_score, ""),
-    ("memory", int(memory), 256),
-    ("", things.replace(",", "-").replace(" ", ""), ""),
-]
-suffix = "-".join(f"{name}{value}" for name, value, usual in parts if value != usual)
-run = train_or_reuse(settings, images, partition, workers=workers)
+run = prepared.train(settings)
 
 # %% tags=["hide-input"]
 recorded = find_runs(repo_root() / "runs", local=True)
-alone = [
-    r for r in recorded if r.record["recipe"] == plain.as_dict() and r.record["split"]["sha256"] == partition.sha256
-][:1]
+plain = settings.without("wpl").as_dict()
+alone = [r for r in recorded if r.record["recipe"] == plain and r.record["split"]["sha256"] == partition.sha256][:1]
 o = settings.optimization
 print(f"{run.record['parameters']:,} parameters, {run.record['last']['step']} steps")
 print(f"{o.batch} labeled and {o.batch} unlabeled images per step")
@@ -220,22 +167,20 @@ def host_of(r):
 
 trained = host_of(run)
 network, weigher = trained.teacher.model, trained.weigh
-boxed = thing_classes(images, settings.detector.things)
+boxed = thing_classes(images, boxing.things)
 few = partition.unlabeled[: 200 if data == "digits" else 60]
 detections = None
 if options.reliable == "detector":
     detections = Detections.read(run.folder / "detections.safetensors")
-    fig = second_opinion.boxes_picture(detections, images, few[:8], boxed, options.box_score)
+    fig = figures.boxes_picture(detections, images, few[:8], boxed, options.box_score)
 
 # %% tags=["hide-input"]
 accuracy = None
 if detections is not None:
     learned = run.record["detector"]
     print(f"{learned['epochs']} epochs, best F1 on held-out labeled images {learned['best']['f1']:.2f}")
-    counted = second_opinion.count_boxes(
-        detections, images, few, boxed, score=options.box_score, min_pixels=settings.detector.min_pixels
-    )
-    accuracy = second_opinion.box_accuracy(counted)
+    counted = figures.count_boxes(detections, images, few, boxed, score=options.box_score, min_pixels=boxing.min_pixels)
+    accuracy = figures.box_accuracy(counted)
 accuracy
 
 # %% [markdown]
@@ -247,8 +192,8 @@ accuracy
 # %% tags=["hide-input"]
 groups = None
 if detections is not None:
-    pixels = second_opinion.count_groups(network, detections, images, few, score=options.box_score, sure=options.sure)
-    groups = second_opinion.three_groups(pixels)
+    pixels = figures.count_groups(network, detections, images, few, score=options.box_score, sure=options.sure)
+    groups = figures.three_groups(pixels)
 groups
 
 # %% [markdown]
@@ -361,8 +306,8 @@ tables.with_counts(real)
 
 # %% tags=["hide-input"]
 for r in real:
-    if (r.folder / second_opinion.RECORD).is_file():
-        found, by_overlap, of_pixels = second_opinion.read_record(r.folder)
+    if (r.folder / figures.RECORD).is_file():
+        found, by_overlap, of_pixels = figures.read_record(r.folder)
         print(f"{found['split']['labeled']} labeled images, {found['images']} unlabeled ones, score {found['score']}")
         print(
             f"{found['training']['epochs']} epochs, best F1 on held-out labeled images {found['training']['best']['f1']:.2f}"
@@ -377,7 +322,7 @@ for r in real:
 # ### Ablations in miniature
 #
 # Table 3 (what feeds the prototypes), Fig. 6 (similarity), Fig. 7 ($k$) and supplement Tables 2 to 4 for runs that were
-# made; each row is a run of the notebook with one argument changed. `offset = 0.0` is Eq. 6, where a class without prototype has
+# made; each row is a run of the notebook with one option changed. `offset = 0.0` is Eq. 6, where a class without prototype has
 # weight 0, or 1 (`unknown = 1.0`, more than any class that has one). Beside mIoU stands the accuracy of the pseudo-labels in the last
 # epoch, *plain* and *weighted* as the weights count them (Fig. 6 and supplement Fig. 1).
 
@@ -428,7 +373,7 @@ paper_tables.show("wpl", "S6")
 # ## Deviations
 #
 # Where paper and released code (cvlab-stonybrook/Weighting-Pseudo-Labels at commit b049223) disagree, both readings are
-# options of `semiseg.methods.wpl.RankWeight`; `-p variant paper` and `-p variant official` choose all of them at once.
+# options of `semiseg.methods.wpl.WPLOptions`; `-p variant paper` and `-p variant official` choose all of them at once.
 #
 # | topic | paper | released code | here |
 # |---|---|---|---|
@@ -443,7 +388,7 @@ paper_tables.show("wpl", "S6")
 # | detector's data | labeled images of the split | a folder that cannot be matched with the split | labeled images of the split |
 # | detector's stop | not stated | lowest training loss | F1 on held-out labeled images |
 # | detector's encoder | "from scratch" | ImageNet-pretrained ResNet-50 | ImageNet at paper scale, none on the embedded data |
-# | box threshold | 0.85 VOC, 0.95 Cityscapes | 0.95 | 0.85; `-p box_score` |
+# | box threshold | 0.85 VOC, 0.95 Cityscapes | 0.95 | 0.85; `wpl.box_score` |
 # | classes with boxes | 10 on Cityscapes | 11 trained, 13 accepted | 10 |
 # | hosts, data sets | four hosts, three data sets | UniMatch on Cityscapes runs; VOC and COCO raise exceptions | every host that weighs, every data set with masks |
 # | pasted labeled pixels (AugSeg, UPC) | not stated | not there | weight 1 |

@@ -53,7 +53,7 @@ def mixer(recipe: Recipe, usual: Mixer | None, classes: int) -> Mixer | None:
 
 def weigher(recipe: Recipe, classes: int) -> PixelWeighter | None:
     """The plug-in that weighs pixels; None: every pixel counts the same."""
-    return _plugged(recipe, "weigh", classes)  # type: ignore[no-any-return]
+    return _plugged(recipe, "weigh", classes)
 
 
 def _plugged(recipe: Recipe, seam: str, classes: int) -> Any:

@@ -176,7 +176,7 @@ def given(teacher: nn.Module | None, batch: Batch) -> tuple[View, View]:
     if batch.u_given is None or batch.u_entropy is None:
         raise ValueError("retraining needs labels from disk; give it batches of a PseudoLabeled data set")
     n = len(batch.x)
-    read: Output | None = teacher and teacher(torch.cat((batch.x, batch.u_weak)))
+    read: Output | None = None if teacher is None else teacher(torch.cat((batch.x, batch.u_weak)))
     labeled = View(batch.x, Target.from_labels(batch.y), read and read.rows(0, n))
     return labeled, View(
         batch.u_weak, Target.from_labels(batch.u_given), read and read.rows(n),

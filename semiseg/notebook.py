@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,6 @@ PARAMETERS: dict[str, tuple[object, str]] = {
     "workers": (0, "data loading processes"),
     "overwrite": (False, "train again where this very run is finished, instead of reading it"),
 }
-_OF_THE_SHELL = ("In", "Out")  # names of simple values that IPython puts beside the parameters
 
 
 class BadInput(ValueError):
@@ -100,10 +100,8 @@ def prepare(method: str, given: Mapping[str, Any], *, plug_ins: str = "", own: S
     """
     with one_line():
         known = {*PARAMETERS, "variant", *own}
-        for name, value in given.items():
-            simple = isinstance(value, str | int | float | bool | list | tuple | dict | None)
-            if simple and not name.startswith("_") and name not in known and name not in _OF_THE_SHELL:
-                raise ValueError(unknown("parameter", name, sorted(known & given.keys())))
+        for name in sorted(_named(given) - known):
+            raise ValueError(unknown("parameter", name, sorted(known & given.keys())))
         p = {name: given.get(name, default) for name, (default, _) in PARAMETERS.items()}
         split, seed = parse_split(p["split"], p["family"]), seed_number(p["seed"])
         if not isinstance(p["changes"], str):
@@ -112,14 +110,32 @@ def prepare(method: str, given: Mapping[str, Any], *, plug_ins: str = "", own: S
         made = with_plug_ins(recipe(method, p["data"], split, p["scale"], seed), plug_ins)
         made = reading(made, given.get("variant", "default")).changed(p["changes"])
         data = open_data(p["data"], p["root"], p["classes"], p["train_list"])
-        partition = open_split(data, split, seed, p["labeled_list"], p["family"], _lists())
+        partition = open_split(data, split, seed, p["labeled_list"], p["family"], str(repo_root() / "data" / "splits"))
         workers = whole_number("workers", p["workers"], 0)
         return Prepared(replace(made, split=partition.name), data, partition, workers, p["overwrite"])
 
 
-def _lists() -> Path:
-    """Where published lists lie, whatever folder the notebook runs in."""
-    return repo_root() / "data" / "splits"
+def _named(given: Mapping[str, Any]) -> set[str]:
+    """Names of the parameters given: of a notebook those that cells set since it last called `prepare`, where they do
+    nothing else; its other cells have names of their own."""
+    if "In" not in given:
+        visible = {name: value for name, value in given.items() if not name.startswith("_")}
+        return {n for n, value in visible.items() if isinstance(value, str | int | float | list | tuple | dict | None)}
+    names: set[str] = set()
+    for source in reversed(given["In"][:-1]):
+        if "prepare(" in source:
+            break
+        names |= _set_by(source)
+    return names
+
+
+def _set_by(source: str) -> set[str]:
+    """The names that a cell sets to plain values; none where it does anything else."""
+    try:
+        lines = [(line.targets, ast.literal_eval(line.value)) for line in ast.parse(source).body]  # type: ignore[attr-defined]
+    except (AttributeError, SyntaxError, ValueError):
+        return set()
+    return {target.id for targets, _ in lines for target in targets if isinstance(target, ast.Name)}
 
 
 def train_or_reuse(

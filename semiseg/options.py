@@ -21,20 +21,20 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any = dataclasses.MISSING, meaning: str = "", *, symbol: str = "", equation: str = "", unit: str = "",
-    later: bool = False, **limits: Any,
+    meaning: str, *, default: Any, symbol: str = "", equation: str = "", unit: str = "", later: bool = False,
+    **limits: Any,
 ) -> Any:  # fmt: skip
     """A field of an options class.
 
     Args:
-        default: its value in the recipe of whoever changes nothing.
         meaning: what it is, in a few words.
+        default: its value in the recipe of whoever changes nothing.
         symbol, equation: how the paper writes it, and where.
         unit: of a number, as in "pixels".
         later: it was added after records were written: a record leaves it out while it has its default.
         limits: pydantic's gt, ge, lt, le, min_length, ...
     """
-    more = {"symbol": symbol, "equation": equation, "unit": unit, "later": later}
+    more: dict[str, Any] = {"symbol": symbol, "equation": equation, "unit": unit, "later": later}
     return Field(default, description=meaning, json_schema_extra={k: v for k, v in more.items() if v}, **limits)
 
 
@@ -51,7 +51,7 @@ def options(made: type[T]) -> type[T]:
             raise ValueError(_message(cls, error)) from None
 
     cls.__init__ = init
-    return cls  # type: ignore[no-any-return]
+    return cls
 
 
 class Described(NamedTuple):
@@ -78,9 +78,9 @@ class Options:
         """Every option, in the order of the class."""
         for name, field in cls.__pydantic_fields__.items():  # type: ignore[attr-defined]
             more = field.json_schema_extra or {}
-            texts = (more.get(key, "") for key in ("symbol", "equation", "unit"))
-            default = field.get_default(call_default_factory=True)
-            yield Described(name, default, field.description or "", *texts, bool(more.get("later")))
+            symbol, equation, unit = (more.get(key, "") for key in ("symbol", "equation", "unit"))
+            meaning, later = field.description or "", bool(more.get("later"))
+            yield Described(name, field.default, meaning, symbol, equation, unit, later)
 
     def as_dict(self) -> dict[str, Any]:
         """Values by name; those added after records were written only where they are not the default."""
@@ -120,13 +120,13 @@ class Network(Options):
     """DeepLabV3+ and its encoder."""
 
     part = "network"
-    backbone: str = option("resnet101", f"encoder, one of {', '.join(BACKBONES)}, or {PREFIX}NAME")
-    output_stride: Literal[8, 16] = option(16, "size of the image over size of the encoder's last map")
-    weights: str | None = option("imagenet", '"imagenet", a file, or none')
-    width: int = option(256, "channels of the decoder", gt=0)
-    low_width: int = option(48, "channels of the low-level map in the decoder", gt=0)
-    rates: tuple[int, ...] = option((6, 12, 18), "dilations of the pyramid")
-    dropout: float = option(0.1, "share of channels dropped before the classifier", ge=0, lt=1)
+    backbone: str = option(f"encoder, one of {', '.join(BACKBONES)}, or {PREFIX}NAME", default="resnet101")
+    output_stride: Literal[8, 16] = option("size of the image over size of the encoder's last map", default=16)
+    weights: str | None = option('"imagenet", a file, or none', default="imagenet")
+    width: int = option("channels of the decoder", default=256, gt=0)
+    low_width: int = option("channels of the low-level map in the decoder", default=48, gt=0)
+    rates: tuple[int, ...] = option("dilations of the pyramid", default=(6, 12, 18))
+    dropout: float = option("share of channels dropped before the classifier", default=0.1, ge=0, lt=1)
 
     def __post_init__(self) -> None:
         if self.backbone.startswith(PREFIX):
@@ -142,22 +142,24 @@ class Optimization(Options):
     """Data order, augmentation, optimizer and schedule; the rate decays as (1 - t)^power."""
 
     part = "optimization"
-    crop: int = option(513, "side of the training crops", unit="pixels", gt=0)
-    resize: tuple[float, float] = option((0.5, 2.0), "bounds of the random scale before the crop")
-    batch: int = option(16, "labeled images per step, and as many unlabeled", gt=0)
-    epochs: int = option(80, "passes, each of epoch_steps", gt=0)
-    epoch_steps: int | None = option(None, "steps of an epoch; none: one pass over the unlabeled images", gt=0)
-    optimizer: Literal["sgd", "adamw"] = option("sgd", "with momentum, or AdamW")
-    lr: float = option(1e-3, "learning rate of the encoder", gt=0)
-    head_lr_factor: float = option(10.0, "rate of everything else over that of the encoder", gt=0)
-    momentum: float = option(0.9, "of SGD", ge=0, lt=1)
-    weight_decay: float = option(1e-4, "of all parameters", ge=0)
-    power: float = option(0.9, "of the decay of the rate", ge=0)
-    ohem: bool = option(False, "the labeled loss over hard pixels only")
+    crop: int = option("side of the training crops", default=513, unit="pixels", gt=0)
+    resize: tuple[float, float] = option("bounds of the random scale before the crop", default=(0.5, 2.0))
+    batch: int = option("labeled images per step, and as many unlabeled", default=16, gt=0)
+    epochs: int = option("passes, each of epoch_steps", default=80, gt=0)
+    epoch_steps: int | None = option("steps of an epoch; none: one pass over the unlabeled images", default=None, gt=0)
+    optimizer: Literal["sgd", "adamw"] = option("with momentum, or AdamW", default="sgd")
+    lr: float = option("learning rate of the encoder", default=1e-3, gt=0)
+    head_lr_factor: float = option("rate of everything else over that of the encoder", default=10.0, gt=0)
+    momentum: float = option("of SGD", default=0.9, ge=0, lt=1)
+    weight_decay: float = option("of all parameters", default=1e-4, ge=0)
+    power: float = option("of the decay of the rate", default=0.9, ge=0)
+    ohem: bool = option("the labeled loss over hard pixels only", default=False)
     strong_labels: bool = option(
-        False, "colors of the strong view on labeled images too: the control for augmentation alone"
+        "colors of the strong view on labeled images too: the control for augmentation alone", default=False
     )
-    clip_norm: float | None = option(None, "longest gradient of all parameters together; none: any", later=True, gt=0)
+    clip_norm: float | None = option(
+        "longest gradient of all parameters together; none: any", default=None, later=True, gt=0
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.resize[0] <= self.resize[1]:
@@ -169,20 +171,21 @@ class Consistency(Options):
     """The mean-teacher host, and what other hosts share with it.  Epochs are counted from 0."""
 
     part = "consistency"
-    tau: float = option(0.95, "probability from which a pseudo-label is learned", symbol="τ", ge=0, lt=1)
-    decay: float = option(0.999, "of the teacher's moving average", ge=0, lt=1)
-    cutmix_p: float = option(0.5, "probability that a batch is mixed", ge=0, le=1)
-    cutmix_area: float = option(0.5, "share of the image that the pasted box covers", gt=0, le=1)
+    tau: float = option("probability from which a pseudo-label is learned", default=0.95, symbol="τ", ge=0, lt=1)
+    decay: float = option("of the teacher's moving average", default=0.999, ge=0, lt=1)
+    cutmix_p: float = option("probability that a batch is mixed", default=0.5, ge=0, le=1)
+    cutmix_area: float = option("share of the image that the pasted box covers", default=0.5, gt=0, le=1)
     divisor: Divisor = option(
-        "kept", "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code)"
+        "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code)",
+        default="kept",
     )
     teacher: Literal["ema", "self", "ema_train"] = option(
-        "ema",
         "ema (papers); self: the student itself (what DDFP's code does in effect); ema_train: parameters only and "
         "training mode, so that the batch normalizes itself (DGCL's code)",
+        default="ema",
     )
-    unlabeled_from_epoch: int = option(1, "first epoch with unlabeled images", unit="epochs", ge=0)
-    unlabeled_weight: float = option(1.0, "of the unlabeled loss", later=True, ge=0)
+    unlabeled_from_epoch: int = option("first epoch with unlabeled images", default=1, unit="epochs", ge=0)
+    unlabeled_weight: float = option("of the unlabeled loss", default=1.0, later=True, ge=0)
 
 
 @options
@@ -191,13 +194,17 @@ class Evaluation(Options):
 
     part = "evaluation"
     protocol: Literal["whole", "center_crop", "sliding"] = option(
-        "center_crop", "whole images, their center, or sliding windows"
+        "whole images, their center, or sliding windows", default="center_crop"
     )
-    size: int = option(513, "side of the center or of the window", unit="pixels", gt=0)
-    step: int = option(0, "distance of two windows", unit="pixels", ge=0)
-    every: int = option(1, "epochs between two scores; the last one is always scored", unit="epochs", gt=0)
+    size: int = option("side of the center or of the window", default=513, unit="pixels", gt=0)
+    step: int = option("distance of two windows", default=0, unit="pixels", ge=0)
+    every: int = option("epochs between two scores; the last one is always scored", default=1, unit="epochs", gt=0)
     held_out: float = option(
-        0.0, "share of the labeled images, not learned from, that chooses the epoch to export", later=True, ge=0, lt=1
+        "share of the labeled images, not learned from, that chooses the epoch to export",
+        default=0.0,
+        later=True,
+        ge=0,
+        lt=1,
     )
 
     def __post_init__(self) -> None:

@@ -266,7 +266,8 @@ def reading(base: Recipe, name: str) -> Recipe:
 
     Raises ValueError for a reading that neither the method nor one of its plug-ins has.
     """
-    described = [*(registry.plug_in(name) for name in base.plug_ins), registry.method(base.method)]
+    described: list[registry.Method | registry.PlugIn] = [registry.plug_in(each) for each in base.plug_ins]
+    described.append(registry.method(base.method))
     valid = ["default", *{key: None for each in described for key in each.readings}]
     one_of("variant", name, valid)
     for each in described:
@@ -291,8 +292,8 @@ def to_toml(made: Recipe) -> str:
         for option in part.described():
             if reads is None or option.name in reads:
                 value = getattr(part, option.name)
-                table[option.name] = "none" if value is None else list(value) if isinstance(value, tuple) else value
-                table[option.name].comment(option.meaning)
+                item = tomlkit.item("none" if value is None else list(value) if isinstance(value, tuple) else value)
+                table.add(option.name, item.comment(option.meaning))
         document[part.part] = table
     return tomlkit.dumps(document)
 

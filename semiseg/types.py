@@ -11,12 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .models.teacher import Teacher
 
 IGNORE = 255  # the label of a pixel nobody knows; it never leaves the loaders, `Target` turns it into weight 0
 
@@ -268,7 +271,7 @@ class Host(nn.Module, ABC):
     """
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: Teacher
 
     @abstractmethod
     def losses(self, batch: Batch, t: float) -> Step:
@@ -276,11 +279,11 @@ class Host(nn.Module, ABC):
 
     def after_step(self) -> None:
         """The teacher follows the student."""
-        self.teacher.follow(self.student)  # type: ignore[operator]
+        self.teacher.follow(self.student)
 
     def networks(self) -> dict[str, nn.Module]:
         """What is scored after an epoch: the bare network behind each name, image (B, 3, H, W) -> Output."""
-        return {"student": self.student, "teacher": self.teacher.model}  # type: ignore[dict-item]
+        return {"student": self.student, "teacher": self.teacher.model}
 
     def exported_state(self) -> dict[str, Tensor]:
         """What a finished run keeps, by the names of `state_dict`: the teacher's network, and what parts export."""

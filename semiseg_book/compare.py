@@ -6,8 +6,7 @@ Every number is rounded before it is drawn, so that a replayed notebook draws th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from semiseg import registry
 from semiseg.data.splits import SPLITS
-from semiseg.recipes import METHODS, Recipe, differences, recipe, usual
+from semiseg.recipe import Recipe, differences, usual, without_idea
 from semiseg.runs import Run, table
 
-from .style import color, host_of, symbol, title
+from .style import color, host_of, ordered, symbol, title
 
 Rows = Sequence[tuple[str, str, "pd.Series[float]", Sequence[str]]]  # label, name, values, text of each point
 DATA_TITLES = {"digits-tiny": "embedded digits", "voc-tiny": "VOC animals, small", "voc-paper": "PASCAL VOC"}
 _WEIGHTS = ("network.weights:", "detector.weights:")
 COLUMNS = ["setting", "split", "label", "method", "seed", "mIoU", "run"]
-
-
-def ordered(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of METHODS, each method followed by its plug-ins."""
-    return sorted(set(labels), key=lambda label: (METHODS.index(host_of(label)), label))
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
@@ -205,26 +200,6 @@ def _over_splits(label: str, means: pd.DataFrame) -> go.Scatter:
 # --- paired differences -------------------------------------------------------------------
 
 
-def without_idea(made: Recipe) -> Iterable[Recipe]:
-    """Recipes of which this one is a change: each plug-in taken away, a paper's method without its idea.
-
-    DDFP without perturbation is mean teacher; DGCL without contrast and ESL with hard labels and without contrast are
-    trainings of their own, since both leave colors alone.
-    """
-    if made.upc is not None:
-        yield replace(made, upc=None)
-    if made.wpl is not None:
-        yield replace(made, wpl=None)
-    if made.upc is None and made.wpl is None:
-        match made.method:
-            case "ddfp":
-                yield recipe("mean_teacher", made.data, made.split, made.scale, made.seed)
-            case "dgcl":
-                yield replace(made, dgcl=replace(made.dgcl, weight=0.0))
-            case "esl":
-                yield replace(made, esl=replace(made.esl, label="hard", parts=0))
-
-
 def gains(runs: Sequence[Run]) -> pd.DataFrame:
     """mIoU of a run minus that of the same recipe without its idea, on the same lists: one row per pair of runs.
 
@@ -276,6 +251,6 @@ def gains_table(frame: pd.DataFrame) -> pd.DataFrame:
 def coverage(runs: Sequence[Run], cost: Mapping[str, Any], setting: Callable[[Run], bool]) -> pd.DataFrame:
     """What the page still lacks: methods without a record in a setting, or without measured cost."""
     found = {r.label for r in runs if setting(r)}
-    labels = ordered([*METHODS, *found])
+    labels = ordered([*registry.methods(), *found])
     rows = [[title(x), "yes" if x in found else "no", "yes" if x in cost["seconds"] else "no"] for x in labels]
     return pd.DataFrame(rows, columns=["method", "record", "cost"]).set_index("method")

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 
 from semiseg.runs import Run
 
-from .compare import bar, blank, ordered, scores
-from .style import color, symbol, title
+from .compare import bar, blank, scores
+from .style import color, ordered, symbol, title
 
 COST = "step-cost.json"  # in runs/, written by tests/bench/bench_hosts.py
 COST_COLUMNS = [

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from semiseg import registry
 from semiseg.checkout import repo_root
 
 from . import published
 
 LOGS = "released-logs.csv"
-PAPERS = {"ddfp": "DDFP", "dgcl": "DGCL", "upc": "UPC", "esl": "ESL", "wpl": "WPL"}
 _LOG_COLUMNS = ["method", "source", "commit", "data", "setting", "network", "best", "best_epoch", "last", "published"]
+
+
+def _title(paper: str) -> str:
+    """Of the method or plug-in of a paper."""
+    return (registry.plug_in if paper in registry.plug_ins() else registry.method)(paper).title
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -33,7 +38,7 @@ def misprints() -> str:
             for cell in cells[(cells.delta - cells.delta_recomputed).abs() > 0.005].itertuples():
                 where = " ".join(filter(None, map(str, (cell.host, cell.setting, cell.partition))))
                 gains = [f"{float(gain):.2f}" for gain in (cell.delta, cell.delta_recomputed)]  # type: ignore[arg-type]
-                rows.append([PAPERS[paper], table.title, where, *gains])
+                rows.append([_title(paper), table.title, where, *gains])
     return markdown(pd.DataFrame(rows, columns=["paper", "table", "cell", "gain as printed", "gain by the values"]))
 
 
@@ -72,7 +77,7 @@ def disagreements() -> str:
     parts = []
     for paper, tables in published.CAPTIONS.items():
         for number in tables:
-            rows = published.load(paper, number).rows.assign(paper=PAPERS[paper])
+            rows = published.load(paper, number).rows.assign(paper=_title(paper))
             parts.append(rows[(rows.origin == "quoted") & (rows.backbone == "R101") & (rows.variable == "")])
     cells = pd.concat(parts).dropna(subset=["value"])
     cells = cells[cells.metric.eq("mIoU") & cells.partition.ne("") & cells.host.eq("")]

@@ -1,4 +1,4 @@
-"""What the book's tables still want, most valuable first."""
+"""The runs that the book's tables still lack, most valuable first."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semiseg.options import one_of
-from semiseg.recipes import SCALES, Recipe
+from semiseg.recipe import Recipe
+from semiseg.scales import SCALES
 
+from .experiments import SEEDS, Experiment, Records, Setting, shell
 from .paper_cells import Score, score
-from .paper_maps import ABLATIONS, at_paper_scale, miniatures, paper_setting, reference_of, want_of
+from .paper_maps import ABLATIONS, at_paper_scale, experiment_of, miniatures, paper_setting, reference_of
 from .published import PublishedTable, load_all
-from .wanted import SEEDS, Records, Setting, Want, shell
 
 RANKS = ("main comparisons at 1_8", "ablations", "main comparisons at other partitions")
 
@@ -21,7 +22,7 @@ RANKS = ("main comparisons at 1_8", "ablations", "main comparisons at other part
 class Missing:
     """A run that no record is of."""
 
-    want: Want
+    experiment: Experiment
     setting: Setting
     seed: int
     rank: int  # of RANKS
@@ -31,11 +32,11 @@ class Missing:
     @property
     def command(self) -> str:
         """A line of a shell that trains it."""
-        return shell(self.want.command(self.setting, self.seed))
+        return shell(self.experiment.command(self.setting, self.seed))
 
 
 def missing(records: Records, scale: str = "tiny") -> list[Missing]:
-    """Runs that tables want and no record is of.
+    """Runs that tables ask for and no record is of.
 
     Three seeds of the main comparisons at 1_8 come first, then ablations, then other partitions; within each the first
     seed of all before the second.  What fills more tables comes before what fills fewer; of the ablations one row of
@@ -49,12 +50,12 @@ def missing(records: Records, scale: str = "tiny") -> list[Missing]:
     found: dict[tuple[Recipe, int | None, int], Missing] = {}
     for table in load_all():
         lacking: dict[int, list[Missing]] = {seed: [] for seed in SEEDS}
-        for want, at in _wants(table, scale):
-            made = want.recipe(at)
-            for seed in missing_seeds(score(records.of(want, at))):
+        for experiment, at in _experiments(table, scale):
+            made = experiment.recipe(at)
+            for seed in missing_seeds(score(records.of(experiment, at))):
                 key = (made, at.labeled, seed)
                 rank = 1 if (table.paper, table.number) in ABLATIONS else 0 if at.split == "1_8" else 2
-                item = found.setdefault(key, Missing(want, at, seed, rank, place=len(lacking[seed])))
+                item = found.setdefault(key, Missing(experiment, at, seed, rank, place=len(lacking[seed])))
                 item.rank, item.place = min(item.rank, rank), min(item.place, len(lacking[seed]))
                 item.tables.add((table.paper, table.number))
                 if item not in lacking[seed]:
@@ -68,14 +69,14 @@ def missing_seeds(found: Score | None) -> list[int]:
     return [seed for seed in SEEDS if seed not in have]
 
 
-def _wants(table: PublishedTable, scale: str) -> Iterator[tuple[Want, Setting]]:
-    """Every recipe a table wants, and what its rows are compared with."""
+def _experiments(table: PublishedTable, scale: str) -> Iterator[tuple[Experiment, Setting]]:
+    """Every experiment of a table, and what its rows are compared with."""
     for row in table.rows.itertuples():
-        want = want_of(table, row)
-        if want is None:
+        experiment = experiment_of(table, row)
+        if experiment is None:
             continue
-        reference = reference_of(table, want)
-        for each in (want, *([reference[0]] if reference else [])):
+        reference = reference_of(table, experiment)
+        for each in (experiment, *([reference[0]] if reference else [])):
             for at in _settings(table, row, scale):
                 chosen = at_paper_scale(each, row) if scale == "paper" else each
                 if chosen.possible(at):

@@ -12,9 +12,9 @@ import pandas as pd
 from semiseg.checkout import repo_root
 from semiseg.runs import RECORD, Run
 
-from .paper_maps import ABLATIONS, at_paper_scale, paper_setting, want_of
+from .experiments import Experiment, Records, Setting
+from .paper_maps import ABLATIONS, at_paper_scale, experiment_of, paper_setting
 from .published import PublishedTable
-from .wanted import Records, Setting, Want
 
 NOTHING, ABSENT = "—", "·"
 _SHORT = {
@@ -84,7 +84,7 @@ class Cell:
     """A published cell and its counterpart at paper scale."""
 
     row: Any  # of PublishedTable.rows
-    want: Want | None  # at paper scale; None: no counterpart here
+    experiment: Experiment | None  # at paper scale; None: no counterpart here
     setting: Setting | None
     ours: Score | None
 
@@ -96,22 +96,22 @@ class Cell:
     @property
     def fillable(self) -> bool:
         """Whether a command could fill it."""
-        return self.want is not None and self.setting is not None and self.want.possible(self.setting)
+        return self.experiment is not None and self.setting is not None and self.experiment.possible(self.setting)
 
 
 def cell(table: PublishedTable, row: Any, records: Records) -> Cell:
     """The cell of a published row."""
-    want, setting = want_of(table, row), paper_setting(row)
-    if want is None or setting is None:
+    experiment, setting = experiment_of(table, row), paper_setting(row)
+    if experiment is None or setting is None:
         return Cell(row, None, setting, None)
-    want = at_paper_scale(want, row)
-    runs = records.of(want, setting)
+    experiment = at_paper_scale(experiment, row)
+    runs = records.of(experiment, setting)
     if row.metric == "mIoU difference":
         ours = paired(runs, records.of(ABLATIONS[table.paper, table.number].reference, setting))
     else:
         by_class = row.variable == "class" and row.variable_value != "mean"
         ours = score(runs, row.variable_value if by_class else "")
-    return Cell(row, want, setting, ours)
+    return Cell(row, experiment, setting, ours)
 
 
 def row_label(table: PublishedTable, row: Any, backbone: bool = True) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from semiseg.recipes import Recipe
+from semiseg.recipe import Recipe
 
+from .experiments import Change, Experiment, Setting, split_of
 from .published import PublishedTable
-from .wanted import Change, Setting, Want, split_of
 
 _HOSTS = {
     "Supervised": "supervised",
@@ -26,70 +26,74 @@ _HOSTS = {
     "DGCL": "dgcl",
     "ESL": "esl",
 }
-SUPERVISED = Want("supervised")
-MAIN: dict[str, Want] = {name: Want(method) for name, method in _HOSTS.items()}
-MAIN |= {f"{n} + {p}": Want(m, (p.lower(),)) for n, m in _HOSTS.items() for p in ("UPC", "WPL") if m != "supervised"}
+SUPERVISED = Experiment("supervised")
+MAIN: dict[str, Experiment] = {name: Experiment(method) for name, method in _HOSTS.items()}
+MAIN |= {
+    f"{n} + {p}": Experiment(m, (p.lower(),)) for n, m in _HOSTS.items() for p in ("UPC", "WPL") if m != "supervised"
+}
 
 
 @dataclass(frozen=True)
 class Ablation:
     """A table that varies something: a recipe for each `variable_value`, or for each pair of method and value."""
 
-    reference: Want  # differences over seeds are to this one
+    reference: Experiment  # differences over seeds are to this one
     called: str  # in words
-    rows: Mapping[Any, Want]
+    rows: Mapping[Any, Experiment]
 
 
-def _ddfp(**changes: Change) -> Want:
-    return Want("ddfp", (), {f"ddfp.{name}": value for name, value in changes.items()})
+def _ddfp(**changes: Change) -> Experiment:
+    return Experiment("ddfp", (), {f"ddfp.{name}": value for name, value in changes.items()})
 
 
-def _dgcl(**changes: Change) -> Want:
-    return Want("dgcl", (), {f"dgcl.{name}": value for name, value in changes.items()})
+def _dgcl(**changes: Change) -> Experiment:
+    return Experiment("dgcl", (), {f"dgcl.{name}": value for name, value in changes.items()})
 
 
-def _esl(**changes: Change) -> Want:
-    return Want("esl", (), {f"esl.{name}": value for name, value in changes.items()})
+def _esl(**changes: Change) -> Experiment:
+    return Experiment("esl", (), {f"esl.{name}": value for name, value in changes.items()})
 
 
-def _upc(**changes: Change) -> Want:
-    return Want("stpp", ("upc",), {f"upc.{name}": value for name, value in changes.items()})
+def _upc(**changes: Change) -> Experiment:
+    return Experiment("stpp", ("upc",), {f"upc.{name}": value for name, value in changes.items()})
 
 
-def _wpl(method: str = "unimatch", **changes: Change) -> Want:
-    return Want(method, ("wpl",), {f"wpl.{name}": value for name, value in changes.items()})
+def _wpl(method: str = "unimatch", **changes: Change) -> Experiment:
+    return Experiment(method, ("wpl",), {f"wpl.{name}": value for name, value in changes.items()})
 
 
-def _epsilon(value: float) -> Want:
+def _epsilon(value: float) -> Experiment:
     """The paper's default is 4; at other widths the same change per channel, see `scales`."""
 
     def at_scale(base: Recipe) -> float:
-        return round(base.ddfp.eps * value / 4, 2)
+        return round(base.value("ddfp.eps") * value / 4, 2)
 
     return _ddfp(eps=at_scale)
 
 
-def _lambda(value: float) -> Want:
-    return _ddfp(weights=lambda base: (base.ddfp.weights[0], value))
+def _lambda(value: float) -> Experiment:
+    return _ddfp(weights=lambda base: (base.value("ddfp.weights")[0], value))
 
 
-def _alpha(value: float) -> Want:
-    return replace(_wpl(), changes={"unimatch.weights": lambda b: tuple(value * w for w in b.unimatch.weights)})
+def _alpha(value: float) -> Experiment:
+    return replace(
+        _wpl(), changes={"unimatch.weights": lambda b: tuple(value * w for w in b.value("unimatch.weights"))}
+    )
 
 
 _NONE = "the first row"
 _PLAIN_CONTRAST = _dgcl(sampling="random", memory=False)
-_STPP = Want("stpp")
+_STPP = Experiment("stpp")
 ABLATIONS: dict[tuple[str, str], Ablation] = {
     ("ddfp", "4"): Ablation(SUPERVISED, _NONE, {
         "I: supervised": SUPERVISED,
-        "II: + image consistency": Want("mean_teacher"),
+        "II: + image consistency": Experiment("mean_teacher"),
         "III: II + feature consistency, random normal noise": _ddfp(step="normal"),
         "IV: II + feature consistency, density-descending": _ddfp(),
     }),
     ("ddfp", "5"): Ablation(_ddfp(), "ε = 4", {v: _epsilon(float(v)) for v in ("1", "2", "4", "6", "8")}),
     ("ddfp", "6"): Ablation(_ddfp(), "λ = 0.5", {v: _lambda(float(v)) for v in ("0.2", "0.5", "1", "1.5", "2")}),
-    ("ddfp", "7"): Ablation(Want("mean_teacher"), "no perturbation of features", {
+    ("ddfp", "7"): Ablation(Experiment("mean_teacher"), "no perturbation of features", {
         "Uniform noise (CCT)": _ddfp(step="uniform"),
         "Channel dropout (UniMatch)": _ddfp(step="dropout"),
         "VAT (PS-MT)": _ddfp(step="vat"),
@@ -146,18 +150,18 @@ ABLATIONS: dict[tuple[str, str], Ablation] = {
     ("upc", "8"): Ablation(_STPP, "ST++", {
         f"{n};{k}": _upc(n=n, k=(k,)) for n in (3, 4, 5) for k in (1, 2, 3, 5, 7, 9, 11) if k <= n * n
     }),
-    ("wpl", "3"): Ablation(Want("mean_teacher"), _NONE, {
-        "Baseline (teacher-student of Sec. 3.1)": Want("mean_teacher"),
+    ("wpl", "3"): Ablation(Experiment("mean_teacher"), _NONE, {
+        "Baseline (teacher-student of Sec. 3.1)": Experiment("mean_teacher"),
         "+ PPW": _wpl("mean_teacher", reliable="none"),
         "+ PPW + RPPI": _wpl("mean_teacher"),
     }),
-    ("wpl", "S2"): Ablation(Want("unimatch"), "UniMatch", {
+    ("wpl", "S2"): Ablation(Experiment("unimatch"), "UniMatch", {
         v: _alpha(float(v)) for v in ("0", "0.2", "0.4", "0.6", "0.8")
     }),
-    ("wpl", "S3"): Ablation(Want("unimatch"), "UniMatch", {
+    ("wpl", "S3"): Ablation(Experiment("unimatch"), "UniMatch", {
         v: _wpl(box_score=float(v)) for v in ("0.80", "0.85", "0.90", "0.95")
     }),
-    ("wpl", "S4"): Ablation(Want("unimatch"), "UniMatch", {
+    ("wpl", "S4"): Ablation(Experiment("unimatch"), "UniMatch", {
         v: _wpl(memory=int(v)) for v in ("32", "64", "128", "256", "512")
     }),
 }  # fmt: skip
@@ -165,8 +169,9 @@ ABLATIONS: dict[tuple[str, str], Ablation] = {
 ELSEWHERE = {
     ("dgcl", "4"): "These scores are of features, not of predictions; the chapter of DGCL computes them from its runs.",
     ("upc", "4"): (
-        "Records are of one data set each. Its middle value: semiseg train --method stpp --upc --data voc --root VOC "
-        "--split full --scale paper --unlabeled COCO/train2017. Image-level labels are not used here."
+        "Records are of one data set each. Its middle value: semiseg train --method stpp --plug-ins upc "
+        "--data voc --root VOC --split full --scale paper --unlabeled COCO/train2017. "
+        "Image-level labels are not used here."
     ),
     ("wpl", "S1"): "Accuracy of boxes and pseudo-labels is measured in the chapter of WPL, on the data of its run.",
     ("wpl", "S5"): "SemiVL and its vision transformer are not among the training schemes here.",
@@ -174,8 +179,8 @@ ELSEWHERE = {
 }
 
 
-def want_of(table: PublishedTable, row: Any) -> Want | None:
-    """What a row of a published table wants; None where this package has no counterpart."""
+def experiment_of(table: PublishedTable, row: Any) -> Experiment | None:
+    """The experiment behind a row of a published table; None where this package has no counterpart."""
     key = (table.paper, table.number)
     if key in ELSEWHERE:
         return None
@@ -185,14 +190,14 @@ def want_of(table: PublishedTable, row: Any) -> Want | None:
     return rows.get(row.variable_value, rows.get((row.method, row.variable_value)))
 
 
-def reference_of(table: PublishedTable, want: Want) -> tuple[Want, str] | None:
+def reference_of(table: PublishedTable, experiment: Experiment) -> tuple[Experiment, str] | None:
     """What a row is compared with, seed by seed, and what that is called: its host, the table's reference, or none."""
     ablation = ABLATIONS.get((table.paper, table.number))
     if ablation is not None:
-        return None if ablation.reference == want else (ablation.reference, ablation.called)
-    if want.plug_ins:
-        return want.host, "its host"
-    return None if want == SUPERVISED else (SUPERVISED, "supervised")
+        return None if ablation.reference == experiment else (ablation.reference, ablation.called)
+    if experiment.plug_ins:
+        return experiment.host, "its host"
+    return None if experiment == SUPERVISED else (SUPERVISED, "supervised")
 
 
 def paper_setting(row: Any) -> Setting | None:
@@ -202,14 +207,14 @@ def paper_setting(row: Any) -> Setting | None:
     return None if data is None or split is None else Setting(data, "paper", split, int(row.n_labeled))
 
 
-def at_paper_scale(want: Want, row: Any) -> Want:
+def at_paper_scale(experiment: Experiment, row: Any) -> Experiment:
     """With the backbone of the row, and with what WPL sets for Cityscapes."""
     more: dict[str, Change] = {}
     if row.backbone == "R50":
         more["network.backbone"] = "resnet50"
-    if row.dataset == "cityscapes" and "wpl" in want.plug_ins:
+    if row.dataset == "cityscapes" and "wpl" in experiment.plug_ins:
         more["wpl.box_score"] = 0.95
-    return replace(want, changes={**more, **want.changes})
+    return replace(experiment, changes={**more, **experiment.changes})
 
 
 def miniatures(table: PublishedTable, row: Any) -> list[Setting]:

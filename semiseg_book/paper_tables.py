@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from IPython.display import HTML
 
 from semiseg.checkout import repo_root
 from semiseg.data.splits import SPLITS
+from semiseg.recipe import text_of
 from semiseg.runs import Run, find_runs
-from semiseg.variants import text_of, with_plug_ins
 
+from .experiments import Experiment, Records, Setting, shell
 from .missing import missing_seeds
 from .paper_cells import (
     ABSENT,
@@ -32,9 +32,8 @@ from .paper_cells import (
     row_label,
     score,
 )
-from .paper_maps import ABLATIONS, ELSEWHERE, miniatures, reference_of, want_of
+from .paper_maps import ABLATIONS, ELSEWHERE, experiment_of, miniatures, reference_of
 from .published import PublishedTable, load
-from .wanted import Records, Setting, Want, shell
 
 MINIATURE = "Ours, in miniature (digits, tiny)"
 
@@ -128,8 +127,8 @@ class Small:
     """A row of the miniature: one recipe on the embedded set, by split."""
 
     label: str
-    want: Want
-    options: str  # what is changed, as `variants.parse_changes` reads it
+    experiment: Experiment
+    options: str  # what is changed, as `recipe.parse_changes` reads it
     against: str  # what the differences are to
     scores: dict[str, Score | None]
     differences: dict[str, Score | None]
@@ -142,29 +141,28 @@ def miniature_rows(table: PublishedTable, records: Records) -> list[Small]:
     """One per recipe of the table that the embedded set can train, in the order of the table."""
     found: dict[str, Small] = {}
     for row in table.rows.itertuples():
-        want = want_of(table, row)
-        for at in miniatures(table, row) if want is not None else ():
-            if not want.possible(at):  # type: ignore[union-attr]
+        experiment = experiment_of(table, row)
+        for at in miniatures(table, row) if experiment is not None else ():
+            if not experiment.possible(at):  # type: ignore[union-attr]
                 continue
             label = row_label(table, row, backbone=False) if row.variable != "class" else row.method
-            small = found.setdefault(label, _small(table, label, want, at))  # type: ignore[arg-type]
+            small = found.setdefault(label, _small(table, label, experiment, at))  # type: ignore[arg-type]
             _fill(small, table, at, records)
     return list(found.values())
 
 
-def _small(table: PublishedTable, label: str, want: Want, at: Setting) -> Small:
-    base = want.recipe(at)
-    usual = with_plug_ins(Want(want.method).recipe(at), ",".join(want.plug_ins))
-    reference = reference_of(table, want)
+def _small(table: PublishedTable, label: str, experiment: Experiment, at: Setting) -> Small:
+    base = experiment.recipe(at)
+    reference = reference_of(table, experiment)
     same = reference is not None and reference[0].possible(at) and reference[0].recipe(at) == base
     against = "" if reference is None or same else reference[1]
-    return Small(label, want, text_of(want.values(usual)), against, {}, {})
+    return Small(label, experiment, text_of(experiment.values(experiment.unchanged(at))), against, {}, {})
 
 
 def _fill(small: Small, table: PublishedTable, at: Setting, records: Records) -> None:
-    runs = records.of(small.want, at)
+    runs = records.of(small.experiment, at)
     small.scores[at.split] = score(runs)
-    reference = reference_of(table, small.want)
+    reference = reference_of(table, small.experiment)
     others = records.of(reference[0], at) if reference and small.against else []
     small.differences[at.split] = paired(runs, others)
 
@@ -207,12 +205,16 @@ def _is_ablation(table: PublishedTable) -> bool:
 def _commands(cells: Sequence[Cell], rows: Sequence[Small]) -> str:
     """The command that would fill each empty cell: the next seed in miniature, seed 0 at paper scale."""
     small = [
-        shell(row.want.command(at, seed))
+        shell(row.experiment.command(at, seed))
         for row in rows
         for at in row.settings()
         for seed in missing_seeds(row.scores[at.split])[:1]
     ]
-    large = [shell(c.want.command(c.setting)) for c in cells if c.fillable and c.ours is None and c.want and c.setting]
+    large = [
+        shell(c.experiment.command(c.setting))
+        for c in cells
+        if c.fillable and c.ours is None and c.experiment and c.setting
+    ]
     text = _lines("in miniature, minutes each on a CPU", small)
     text += _lines(
         "at paper scale; VOC2012, cityscapes and N.txt stand for the data and the list of N labeled images", large
@@ -246,8 +248,3 @@ def grid(head: Sequence[tuple[str, Sequence[str]]], body: Sequence[tuple[str, Se
         f'<div class="scroll"><table class="dataframe paper"><thead><tr><th></th>{groups}</tr>'
         f"<tr><th></th>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def all_records(root: Path | None = None, local: bool = True) -> Records:
-    """Records of a checkout, with those of this machine."""
-    return Records(find_runs((root or repo_root()) / "runs", local=local))

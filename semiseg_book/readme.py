@@ -1,4 +1,4 @@
-"""Fill README.md from run records: `python -m semiseg_book.readme` writes its results table and its picture."""
+"""Fill README.md from run records: its results table and its picture."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from semiseg.build import load_exported
 from semiseg.checkout import repo_root
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import SPLITS, seeded_split
-from semiseg.recipes import METHODS, Recipe
+from semiseg.recipe import Recipe
 from semiseg.runs import Run, find_runs, table, write_text
 
 from . import pictures, tables
-from .style import METHOD_TITLES, PLUG_IN_TITLES, title, use_style
+from .style import host_of, ordered, title, use_style
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -34,23 +34,16 @@ def results(runs: Sequence[Run]) -> str:
     ]
     for split in SPLITS:
         here = [r for r in runs if r.record["recipe"]["split"] == split]
-        for label in _labels():
+        for label in ordered(r.label for r in here):
             rows = frame[(frame.split == split) & (frame.method == label)]
-            if len(rows):
-                best, gain = rows.best.mean(), _gain(here, label)
-                lines.append(f"| {split} | {title(label)} | {_spread(rows.miou)} | {gain} | {best:.1f} | {len(rows)} |")
+            best, gain = rows.best.mean(), _gain(here, label)
+            lines.append(f"| {split} | {title(label)} | {_spread(rows.miou)} | {gain} | {best:.1f} | {len(rows)} |")
     return "\n".join(lines)
-
-
-def _labels() -> list[str]:
-    """Every method, each followed by itself with one plug-in, then with both."""
-    added = ("", *(f"+{name}" for name in PLUG_IN_TITLES), "+" + "+".join(PLUG_IN_TITLES))
-    return [method + plug_in for method in METHODS for plug_in in added]
 
 
 def _gain(runs: Sequence[Run], label: str) -> str:
     """Mean and standard deviation of the paired difference to the host, in points; nothing for a host itself."""
-    host = label.split("+")[0]
+    host = host_of(label)
     gains = tables.paired_gain(runs, label, host).gain if label != host else pd.Series(dtype=float)
     if not len(gains):
         return ""
@@ -78,20 +71,17 @@ def picture(root: Path) -> None:
         folder = root / "runs" / "digits-tiny" / f"{method}-1_8-seed0"
         made = Recipe.from_dict(Run.read(folder).record["recipe"])
         host = load_exported(made, len(data.classes), folder / "model.safetensors")
-        networks[METHOD_TITLES[method]] = host.teacher.model
+        networks[title(method)] = host.teacher.model
     split = seeded_split(data.train, "1_8", seed=0)
     figure = pictures.problem(data, split, data.val[3:15], networks)
     figure.savefig(root / "book" / "_static" / "problem.png", dpi=130, metadata={"Software": None})
 
 
-def main() -> None:
+def write() -> None:
+    """Write both into the checkout."""
     root = repo_root(Path(__file__).parent)
     matplotlib.use("Agg")
     use_style()
     runs = tables.standard(find_runs(root / "runs" / "digits-tiny"))
     write_text(root / "README.md", filled((root / "README.md").read_text(), results(runs)))
     picture(root)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,10 +11,10 @@ import pandas as pd
 from semiseg.checkout import repo_root
 from semiseg.runs import Run, find_runs
 
-from .compare import DATA_TITLES, comparable, ordered
+from .compare import DATA_TITLES, comparable
 from .cost import total_steps
 from .findings import markdown
-from .style import title
+from .style import ordered, title
 
 
 def _runs() -> list[Run]:

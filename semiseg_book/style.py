@@ -1,9 +1,10 @@
-"""One look for every figure of the book: colors per method, seaborn and plotly alike."""
+"""One look for every figure of the book: titles and colors per method, seaborn and plotly alike."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -12,54 +13,15 @@ import plotly.io as pio
 import seaborn as sns
 from matplotlib.colors import to_hex, to_rgb
 
+from semiseg import registry
+
 _PALETTE = sns.color_palette("deep").as_hex()
-METHOD_TITLES = {
-    "supervised": "supervised",
-    "mean_teacher": "mean teacher",
-    "mean_teacher_mse": "mean teacher, MSE",
-    "cutmix_seg": "CutMix-Seg",
-    "cps": "CPS",
-    "unimatch": "UniMatch",
-    "augseg": "AugSeg",
-    "ael": "AEL",
-    "stpp": "ST++",
-    "u2pl": "U2PL",
-    "mask2former": "Mask2Former",
-    "ddfp": "DDFP",
-    "dgcl": "DGCL",
-    "esl": "ESL",
-}
-PLUG_IN_TITLES = {"upc": "UPC", "wpl": "WPL"}
-_SYMBOLS = {
-    frozenset[str](): "circle",
-    frozenset({"upc"}): "diamond",
-    frozenset({"wpl"}): "square",
-    frozenset({"upc", "wpl"}): "star",
-}
-METHOD_COLORS = {
-    "supervised": _PALETTE[7],  # gray: the reference
-    "mean_teacher": _PALETTE[0],
-    "ddfp": _PALETTE[3],
-    "dgcl": _PALETTE[2],
-    "esl": _PALETTE[4],
-    # hues between those of the papers, whose background the schemes are
-    "mean_teacher_mse": "#64b5cd",
-    "cutmix_seg": "#dd8452",
-    "cps": "#937860",
-    "unimatch": "#da8bc3",
-    "augseg": "#e6ab02",
-    "ael": "#17a2a2",
-    "u2pl": "#4d4d4d",
-    "stpp": "#a6b727",
-    "mask2former": "#2f6f4f",
-}
-# A plug-in changes the shade (share of black, or of white where negative) and the marker, never the hue.
-_SHADES = {"upc": 0.35, "wpl": -0.45}
 
 
 def title(label: str) -> str:
     """How figures and tables call a method and its plug-ins: 'mean_teacher+upc' -> 'mean teacher + UPC'."""
-    return " + ".join((METHOD_TITLES | PLUG_IN_TITLES)[name] for name in label.split("+"))
+    method, *plug_ins = label.split("+")
+    return " + ".join([registry.method(method).title, *(registry.plug_in(name).title for name in plug_ins)])
 
 
 def host_of(label: str) -> str:
@@ -67,19 +29,28 @@ def host_of(label: str) -> str:
     return label.split("+")[0]
 
 
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of `registry.methods`, each method followed by itself with plug-ins."""
+    methods = list(registry.methods())
+    return sorted(set(labels), key=lambda label: (methods.index(host_of(label)), label.count("+"), label))
+
+
 def color(label: str) -> str:
-    """The color of a method; darker with UPC, lighter with WPL."""
-    hue, *plug_ins = label.split("+")
-    mixed = to_rgb(METHOD_COLORS[hue])
-    for name in plug_ins:
-        share, end = abs(_SHADES[name]), float(_SHADES[name] < 0)
-        mixed = tuple((1 - share) * c + share * end for c in mixed)  # type: ignore[assignment]
+    """The color of a method; a plug-in changes its shade, never its hue: UPC darker, WPL lighter."""
+    method, *plug_ins = label.split("+")
+    mixed = to_rgb(registry.method(method).color)
+    for shade in (registry.plug_in(name).shade for name in plug_ins):
+        end = float(shade < 0)  # white, else black
+        mixed = tuple((1 - abs(shade)) * c + abs(shade) * end for c in mixed)  # type: ignore[assignment]
     return to_hex(mixed)
 
 
 def symbol(label: str) -> str:
-    """Plotly's marker that tells plug-ins apart: circle without any, diamond UPC, square WPL, star both."""
-    return _SYMBOLS[frozenset(label.split("+")[1:])]
+    """Plotly's marker that tells plug-ins apart: a circle without any, that of the plug-in, a star for several."""
+    plug_ins = label.split("+")[1:]
+    if len(plug_ins) > 1:
+        return "star"
+    return registry.plug_in(plug_ins[0]).marker if plug_ins else "circle"
 
 
 def one_head(frame: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from semiseg.recipes import differences, usual
+from semiseg.recipe import differences, usual
 from semiseg.runs import Run, table
 
 from .style import title

@@ -6,7 +6,7 @@ import torch
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
 from semiseg.inference.model import Model, load_model
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.training.run import train
 

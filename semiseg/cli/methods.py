@@ -19,7 +19,7 @@ def methods(name: Annotated[str, typer.Argument(help="A method, a plug-in or a p
     if not name:
         typer.echo("\n".join(_all()))
         return
-    one_of("method, plug-in or part", name, {**registry.methods(), **registry.plug_ins(), **registry.parts()})
+    one_of("method, plug-in or part", name, [*registry.methods(), *registry.plug_ins(), *registry.parts()])
     described: Any = registry.methods().get(name) or registry.plug_ins().get(name)
     if described is None:
         typer.echo(_options(registry.parts()[name]))

@@ -69,7 +69,7 @@ def open_data(
 
     Args:
         data: "digits" (embedded), "voc", "cityscapes", "camvid", "coco" (folders in their official layouts), or
-            "folder": your own images and masks (see `data.folder.Folder`).
+            "folder": your own images and masks (see `data.sets.folder.Folder`).
         root: folder of the images; for all but "digits".
         classes: comma-separated names; empty: all.  For "voc" the classes to keep, the others are ignored.  For
             "folder" the names in the order of their ids, or a TOML or JSON file that says what masks hold.

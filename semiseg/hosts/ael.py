@@ -33,16 +33,20 @@ class AELOptions(Options):
     """AEL; tau and decay are in `Consistency`.  Defaults are for PASCAL VOC."""
 
     part = "ael"
-    momentum: float = option(0.999, "of the confidence bank", symbol="α", ge=0, lt=1)
-    absent_decays: bool = option(False, "True: a class absent from a batch counts as probability 0 (released code)")
-    random_start: bool = option(False, "True: confidences start anywhere in (0, 1) (released code)")
-    least_area: float = option(0.03, "share of the image of a component that is cut out; Cityscapes 0.005", gt=0)
-    paste_p: float = option(0.5, "probability that a labeled image receives anything", ge=0, le=1)
-    paste_classes: int = option(1, "classes pasted into it; Cityscapes 3", gt=0)
-    paste_among: tuple[int, ...] | None = option(None, "classes that may be pasted; none: all but class 0")
-    on_labeled: bool = option(True, "consistency with the teacher on labeled images too (released code)")
-    gamma: float = option(1.0, "exponent of the sampling", symbol="γ", ge=0)
-    unlabeled_weight: float = option(1.0, "of both consistency terms", ge=0)
+    momentum: float = option("of the confidence bank", default=0.999, symbol="α", ge=0, lt=1)
+    absent_decays: bool = option(
+        "True: a class absent from a batch counts as probability 0 (released code)", default=False
+    )
+    random_start: bool = option("True: confidences start anywhere in (0, 1) (released code)", default=False)
+    least_area: float = option(
+        "share of the image of a component that is cut out; Cityscapes 0.005", default=0.03, gt=0
+    )
+    paste_p: float = option("probability that a labeled image receives anything", default=0.5, ge=0, le=1)
+    paste_classes: int = option("classes pasted into it; Cityscapes 3", default=1, gt=0)
+    paste_among: tuple[int, ...] | None = option("classes that may be pasted; none: all but class 0", default=None)
+    on_labeled: bool = option("consistency with the teacher on labeled images too (released code)", default=True)
+    gamma: float = option("exponent of the sampling", default=1.0, symbol="γ", ge=0)
+    unlabeled_weight: float = option("of both consistency terms", default=1.0, ge=0)
 
 
 class ConfidenceBank(nn.Module):

@@ -29,12 +29,14 @@ class AugSegOptions(Options):
     """AugSeg; tau and decay are in `Consistency`."""
 
     part = "augseg"
-    changes: int = option(3, "most changes of intensity of the strong view", symbol="k", gt=0)
-    inject: tuple[float, float] = option((8.0, 2.0), "parameters of Beta of the labeled boxes")
-    cut: tuple[float, float] = option((4.0, 4.0), "parameters of Beta of the mixed boxes")
-    adaptive: bool = option(True, "inject more where the teacher is unsure; False: into every image (an ablation)")
-    unlabeled_weight: float = option(1.0, "of the unlabeled loss", symbol="λ_u", ge=0)
-    copy_epochs: int = option(1, "the teacher is the student for so long", unit="epochs", ge=0)
+    changes: int = option("most changes of intensity of the strong view", default=3, symbol="k", gt=0)
+    inject: tuple[float, float] = option("parameters of Beta of the labeled boxes", default=(8.0, 2.0))
+    cut: tuple[float, float] = option("parameters of Beta of the mixed boxes", default=(4.0, 4.0))
+    adaptive: bool = option(
+        "inject more where the teacher is unsure; False: into every image (an ablation)", default=True
+    )
+    unlabeled_weight: float = option("of the unlabeled loss", default=1.0, symbol="λ_u", ge=0)
+    copy_epochs: int = option("the teacher is the student for so long", default=1, unit="epochs", ge=0)
 
     def __post_init__(self) -> None:
         if min(*self.inject, *self.cut) <= 0:

@@ -32,18 +32,20 @@ class CPSOptions(Options):
     """Cross pseudo supervision; the weight is PASCAL VOC's with mixing."""
 
     part = "cps"
-    weight: float = option(1.0, "of the cross supervision; Cityscapes 5; without mixing 1.5 and 6", symbol="λ", gt=0)
-    mixed: bool = option(True, "False: no mixing, and labeled images take part in the cross supervision")
-    boxes: int = option(3, "pasted into an image", gt=0)
+    weight: float = option(
+        "of the cross supervision; Cityscapes 5; without mixing 1.5 and 6", default=1.0, symbol="λ", gt=0
+    )
+    mixed: bool = option("False: no mixing, and labeled images take part in the cross supervision", default=True)
+    boxes: int = option("pasted into an image", default=3, gt=0)
     area: tuple[float, float] = option(
-        (0.25, 0.5), "bounds of the share of the image that all boxes together would cover without overlap"
+        "bounds of the share of the image that all boxes together would cover without overlap", default=(0.25, 0.5)
     )
     shared_mask: bool | None = option(
-        None, "one paste for both networks; none: but with a plug-in that mixes each pseudo-label has its own"
+        "one paste for both networks; none: but with a plug-in that mixes each pseudo-label has its own", default=None
     )
-    label_mode: Literal["eval", "train"] = option("eval", "train: batch statistics and dropout (released code)")
-    padding: bool = option(False, "True: padding is supervised too (released code)")
-    color: bool = option(False, "True: the color-jittered view is mixed; False: the weak one")
+    label_mode: Literal["eval", "train"] = option("train: batch statistics and dropout (released code)", default="eval")
+    padding: bool = option("True: padding is supervised too (released code)", default=False)
+    color: bool = option("True: the color-jittered view is mixed; False: the weak one", default=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:

@@ -31,13 +31,13 @@ class CutMixSegOptions(Options):
     """French et al.; decay of the teacher and area of the box are in `Consistency`."""
 
     part = "cutmix_seg"
-    tau: float = option(0.97, "probability from which the teacher is sure of a pixel", symbol="τ", ge=0, le=1)
+    tau: float = option("probability from which the teacher is sure of a pixel", default=0.97, symbol="τ", ge=0, le=1)
     confidence: Literal["batch", "pixel"] = option(
-        "batch",
         "batch: one factor c for the batch takes the place of a ramp-up; pixel: unsure pixels are left out of the sum",
+        default="batch",
     )
-    weight: float = option(1.0, "of the consistency", symbol="w", gt=0)
-    color: bool = option(False, "True: the mixed images have other colors too; False: the weak view is mixed")
+    weight: float = option("of the consistency", default=1.0, symbol="w", gt=0)
+    color: bool = option("True: the mixed images have other colors too; False: the weak view is mixed", default=False)
 
 
 class CutMixSegmentation(Host):

@@ -39,19 +39,20 @@ class Mask2FormerOptions(Options):
     """
 
     part = "mask2former"
-    epochs: int = option(30, "of the first training, on labels alone", gt=0)
-    labeled_by: Literal["student", "teacher"] = option("student", "which network labels")
+    epochs: int = option("of the first training, on labels alone", default=30, gt=0)
+    labeled_by: Literal["student", "teacher"] = option("which network labels", default="student")
     doubt: Missing = option(
-        "normalized", "entropy of a label: of scores / sum; missing: what the scores lack to 1 counts as a class"
+        "entropy of a label: of scores / sum; missing: what the scores lack to 1 counts as a class",
+        default="normalized",
     )
-    color: bool = option(True, "color jitter, grayscale and blur on unlabeled images; False: geometry alone")
-    queries: int = option(100, "of the decoder", symbol="N", gt=0)
-    encoder_layers: int = option(6, "of the pixel decoder", gt=0)
-    decoder_layers: int = option(9, "of the transformer decoder", gt=0)
-    heads: int = option(8, "of attention", gt=0)
-    feedforward: tuple[int, int] = option((1024, 2048), "widths inside both kinds of layers")
-    points: int = option(12_544, "of a mask, where its loss is taken", symbol="K", gt=0)
-    no_object: float = option(0.1, 'weight of the class "no object"', gt=0)
+    color: bool = option("color jitter, grayscale and blur on unlabeled images; False: geometry alone", default=True)
+    queries: int = option("of the decoder", default=100, symbol="N", gt=0)
+    encoder_layers: int = option("of the pixel decoder", default=6, gt=0)
+    decoder_layers: int = option("of the transformer decoder", default=9, gt=0)
+    heads: int = option("of attention", default=8, gt=0)
+    feedforward: tuple[int, int] = option("widths inside both kinds of layers", default=(1024, 2048))
+    points: int = option("of a mask, where its loss is taken", default=12_544, symbol="K", gt=0)
+    no_object: float = option('weight of the class "no object"', default=0.1, gt=0)
 
 
 class SetLoss(Protocol):
@@ -99,6 +100,8 @@ class SupervisedMasks(Host):
         decay: of the teacher.
     """
 
+    student: Mask2Former
+
     def __init__(self, student: Mask2Former, criterion: SetLoss, *, decay: float = 0.999) -> None:
         super().__init__()
         self.student, self.teacher, self.criterion = student, Teacher(student, decay), criterion
@@ -123,6 +126,8 @@ class MaskSelfTraining(Host):
         color: strong colors on unlabeled images; False: geometry alone.
         decay: of the teacher.
     """
+
+    student: Mask2Former
 
     def __init__(
         self,

@@ -56,6 +56,8 @@ class MeanTeacher(Host):
         copy_until: share of training until which it is a copy at any rate (AugSeg).
     """
 
+    student: DeepLabV3Plus
+
     def __init__(
         self,
         student: DeepLabV3Plus,

@@ -33,16 +33,16 @@ class MeanTeacherMSEOptions(Options):
 
     part = "mean_teacher_mse"
     weight: float = option(
-        100.0,
         "of a mean over classes, after its rise; of a sum over K classes it would be weight / K",
+        default=100.0,
         symbol="w",
         gt=0,
     )
     ramp_up: float = option(
-        0.1, "share of training in which the weight rises as `ramp_up`; 0: constant (TorchSemiSeg)", ge=0, le=1
+        "share of training in which the weight rises as `ramp_up`; 0: constant (TorchSemiSeg)", default=0.1, ge=0, le=1
     )
-    color: bool = option(True, "the student sees other colors; False: the image the teacher saw (TorchSemiSeg)")
-    on_labeled: bool = option(False, "consistency on labeled images too, all their pixels alike (TorchSemiSeg)")
+    color: bool = option("the student sees other colors; False: the image the teacher saw (TorchSemiSeg)", default=True)
+    on_labeled: bool = option("consistency on labeled images too, all their pixels alike (TorchSemiSeg)", default=False)
 
 
 def ramp_up(t: float, share: float) -> float:

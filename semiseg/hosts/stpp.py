@@ -49,16 +49,16 @@ class STPPOptions(Options):
 
     part = "stpp"
     epochs: tuple[int, int] = option(
-        (80, 80), "of the first training, on labels alone, and of that on the reliable half"
+        "of the first training, on labels alone, and of that on the reliable half", default=(80, 80)
     )
-    select: bool = option(True, "False: ST, one retraining on all images")
-    labeled_by: Literal["student", "teacher"] = option("student", "which network labels")
+    select: bool = option("False: ST, one retraining on all images", default=True)
+    labeled_by: Literal["student", "teacher"] = option("which network labels", default="student")
     teacher: Literal["last", "best_val"] = option(
-        "last", "best_val: the epoch best on the validation set labels (released code)"
+        "best_val: the epoch best on the validation set labels (released code)", default="last"
     )
-    scales: tuple[float, ...] = option(SCALES, "at which unlabeled images are labeled", min_length=1)
-    color: bool = option(True, "color jitter, grayscale and blur on unlabeled images; False: geometry alone")
-    cutout: float = option(0.5, "probability of a rectangle of noise in an unlabeled image", ge=0, le=1)
+    scales: tuple[float, ...] = option("at which unlabeled images are labeled", default=SCALES, min_length=1)
+    color: bool = option("color jitter, grayscale and blur on unlabeled images; False: geometry alone", default=True)
+    cutout: float = option("probability of a rectangle of noise in an unlabeled image", default=0.5, ge=0, le=1)
 
     def __post_init__(self) -> None:
         if self.epochs[0] < 3 or self.epochs[1] < 1:

@@ -38,50 +38,57 @@ class U2PLOptions(Options):
     """
 
     part = "u2pl"
-    embedding: int = option(256, "width of the projection head", gt=0)
-    unlabeled_weight: float = option(1.0, "of the unlabeled loss", symbol="λ_u", ge=0)
-    weight: float = option(0.1, "of the contrast; 0: none", symbol="λ_c", ge=0)
+    embedding: int = option("width of the projection head", default=256, gt=0)
+    unlabeled_weight: float = option("of the unlabeled loss", default=1.0, symbol="λ_u", ge=0)
+    weight: float = option("of the contrast; 0: none", default=0.1, symbol="λ_c", ge=0)
     drop: float = option(
-        0.2, "share of uncertain pixels at first; it falls to 0 epoch by epoch", symbol="α_0", ge=0, lt=1
+        "share of uncertain pixels at first; it falls to 0 epoch by epoch", default=0.2, symbol="α_0", ge=0, lt=1
     )
-    mixer: Literal["cutmix", "classmix"] = option("cutmix", "what is pasted")
-    color: bool = option(False, "True: on the color-jittered image; False: pasting alone is the strong view")
-    queue: int = option(30_000, "vectors kept for a class", gt=0)
-    first_queue: int = option(50_000, "vectors kept for class 0, which is background or road", gt=0)
+    mixer: Literal["cutmix", "classmix"] = option("what is pasted", default="cutmix")
+    color: bool = option("True: on the color-jittered image; False: pasting alone is the strong view", default=False)
+    queue: int = option("vectors kept for a class", default=30_000, gt=0)
+    first_queue: int = option("vectors kept for class 0, which is background or road", default=50_000, gt=0)
     quota: int | None = option(
-        3_000,
         "most new vectors a class takes in one step, drawn at random; none: all (released code), of which one step of "
         "PASCAL VOC brings about twice what a queue holds, so that labeled pixels never stay in it",
+        default=3_000,
         gt=0,
     )
-    anchors: int = option(256, "drawn for each class, with replacement", symbol="M", gt=0)
-    negatives: int = option(50, "drawn for each anchor, with replacement", symbol="N", gt=0)
-    temperature: float = option(0.5, "of the contrast", symbol="τ", gt=0)
+    anchors: int = option("drawn for each class, with replacement", default=256, symbol="M", gt=0)
+    negatives: int = option("drawn for each anchor, with replacement", default=50, symbol="N", gt=0)
+    temperature: float = option("of the contrast", default=0.5, symbol="τ", gt=0)
     sure: float = option(
-        0.3, "the teacher's probability of its class from which a reliable pixel is an anchor", symbol="δ_p", ge=0, lt=1
+        "the teacher's probability of its class from which a reliable pixel is an anchor",
+        default=0.3,
+        symbol="δ_p",
+        ge=0,
+        lt=1,
     )
     low_rank: int = option(
-        3, "an unlabeled pixel is a negative of the classes ranked from here, a labeled one of those above that are "
-        "not its own", symbol="r_l", ge=1,
-    )  # fmt: skip
-    high_rank: int = option(20, "and below here", symbol="r_h")
+        "an unlabeled pixel is a negative of the classes ranked from here, a labeled one of those above that are "
+        "not its own",
+        default=3,
+        symbol="r_l",
+        ge=1,
+    )
+    high_rank: int = option("and below here", default=20, symbol="r_h")
     reliable: Literal["kept", "surest"] = option(
-        "kept",
         "unlabeled pixels that are not unreliable; surest: the share alpha_t of lowest entropy, which shrinks to none "
         "in the end (released code)",
+        default="kept",
     )
     keys: Literal["others", "own"] = option(
-        "others",
         "of which classes a pixel is a negative; own: only unlabeled pixels that have the class as pseudo-label "
         "although the teacher now ranks it low, which two looks of the teacher alone can bring about (released code)",
+        default="others",
     )
     pairs: Literal["class", "position"] = option(
-        "class",
         "the anchors of a class meet its own queue; position: of n classes present only those numbered below n have "
         "anchors, and class i meets the queue of the i-th class present (released code)",
+        default="class",
     )
     copy_epochs: int = option(
-        0, "after the warm-up the teacher stays a copy for so long (released code: 1)", unit="epochs", ge=0
+        "after the warm-up the teacher stays a copy for so long (released code: 1)", default=0, unit="epochs", ge=0
     )
 
     def __post_init__(self) -> None:

@@ -33,13 +33,13 @@ class UniMatchOptions(Options):
 
     part = "unimatch"
     weights: tuple[float, float, float] = option(
-        (0.25, 0.25, 0.5),
         "of both strong views and of the dropped channels, before all are halved",
+        default=(0.25, 0.25, 0.5),
         symbol="μ_1, μ_2, μ_fp",
     )
-    drop: float = option(0.5, "share of channels set to zero, of low-level and deep features", ge=0, lt=1)
-    box_p: float = option(0.5, "probability that an image gets a box of another one", ge=0, le=1)
-    box_area: tuple[float, float] = option((0.02, 0.4), "bounds of the box's share of the image")
+    drop: float = option("share of channels set to zero, of low-level and deep features", default=0.5, ge=0, lt=1)
+    box_p: float = option("probability that an image gets a box of another one", default=0.5, ge=0, le=1)
+    box_area: tuple[float, float] = option("bounds of the box's share of the image", default=(0.02, 0.4))
 
     def __post_init__(self) -> None:
         if min(self.weights) < 0:
@@ -89,6 +89,8 @@ class UniMatch(Host):
         criterion: of the labeled term; OHEM on Cityscapes.
         decay: of the watching average.
     """
+
+    student: DeepLabV3Plus
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class Model:
         return next(self.network.parameters()).device
 
     def classes_asked(self, data: str) -> str:
-        """What `notebook.open_data` needs to hear of the classes: where the model knows a part of VOC's, which."""
+        """What `data.open.open_data` needs to hear of the classes: where the model knows a part of VOC's, which."""
         return ",".join(self.classes[1:]) if data == "voc" and self.classes != VOC_CLASSES else ""
 
     def windows(self, height: int, width: int, window: int | None = None) -> tuple[int, int]:

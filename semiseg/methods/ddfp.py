@@ -41,35 +41,47 @@ class DDFPOptions(Options):
 
     part = "ddfp"
     eps: float = option(
-        4.0, "length of the step at every pixel; 4 at 304 channels, at fewer the same change per channel", symbol="ε",
-        equation="Eq. 11", gt=0,
-    )  # fmt: skip
+        "length of the step at every pixel; 4 at 304 channels, at fewer the same change per channel",
+        default=4.0,
+        symbol="ε",
+        equation="Eq. 11",
+        gt=0,
+    )
     tap: Literal["decoder_input", "features"] = option(
-        "decoder_input",
         "where the step is taken: at the fused map, through the two 3x3 convolutions that lead to the flow's features "
         "(released code); features: at the flow's own features (paper, read literally)",
+        default="decoder_input",
     )
-    learn_means: bool = option(True, "train the means (released code), or leave them as drawn (paper)", symbol="μ_k")
-    second_bn: bool = option(True, "a second set of BatchNorm statistics for perturbed features (released code)")
+    learn_means: bool = option(
+        "train the means (released code), or leave them as drawn (paper)", default=True, symbol="μ_k"
+    )
+    second_bn: bool = option(
+        "a second set of BatchNorm statistics for perturbed features (released code)", default=True
+    )
     weights: tuple[float, float] = option(
-        (0.5, 0.5),
         "of the image and the feature term: released code; (1, 0.5): paper",
+        default=(0.5, 0.5),
         symbol="1, λ_ft",
         equation="Eq. 16",
     )
     sampling: Literal["uniform", "equal"] = option(
-        "uniform", "of the flow's pixels: over labeled and unlabeled together (released code), or equal halves (paper)"
+        "of the flow's pixels: over labeled and unlabeled together (released code), or equal halves (paper)",
+        default="uniform",
     )
-    noise: float = option(0.05, "standard deviation on the flow's training features (released code); 0: none", ge=0)
-    perturb_from_epoch: int = option(2, "first epoch with perturbed features", unit="epochs", ge=0)
-    flow_hidden: int = option(256, "width of the coupling networks", gt=0)
+    noise: float = option(
+        "standard deviation on the flow's training features (released code); 0: none", default=0.05, ge=0
+    )
+    perturb_from_epoch: int = option("first epoch with perturbed features", default=2, unit="epochs", ge=0)
+    flow_hidden: int = option("width of the coupling networks", default=256, gt=0)
     step: Literal["density", "normal", "uniform", "dropout", "vat", "vat_published"] = option(
-        "density", "the step in feature space, or a rival of it (Tables 4 and 7)", later=True
+        "the step in feature space, or a rival of it (Tables 4 and 7)", default="density", later=True
     )
-    samples: int = option(20 * 1024, "features per step of the flow", unit="pixels", later=True, gt=0)
-    flow_lr: float = option(1e-3, "Adam's rate for the flow", later=True, gt=0)
-    flow_lr_final: float = option(0.01, "factor the rate decays to over training, as rate * factor^t", later=True, gt=0)
-    flow_clip: float = option(50.0, "L2 bound of the flow's gradient", later=True, gt=0)
+    samples: int = option("features per step of the flow", default=20 * 1024, unit="pixels", later=True, gt=0)
+    flow_lr: float = option("Adam's rate for the flow", default=1e-3, later=True, gt=0)
+    flow_lr_final: float = option(
+        "factor the rate decays to over training, as rate * factor^t", default=0.01, later=True, gt=0
+    )
+    flow_clip: float = option("L2 bound of the flow's gradient", default=50.0, later=True, gt=0)
 
 
 class DensityDescent(nn.Module):

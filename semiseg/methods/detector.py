@@ -40,18 +40,20 @@ class DetectorOptions(Options):
     """WPL's Faster R-CNN and its training on the labeled images."""
 
     part = "detector"
-    backbone: str = option("resnet50", "encoder")
-    weights: str | None = option("imagenet", "of the encoder, never of a detector")
-    size: int = option(513, "short side of the images", unit="pixels", gt=0)
-    batch: int = option(8, "images per step", gt=0)
-    epochs: int = option(200, "at most", gt=0)
-    patience: int = option(20, "epochs without a better F1 on held-out labeled images", gt=0)
-    held_out: float = option(0.2, "share of the labeled images that says when to stop", gt=0, lt=1)
-    lr: float = option(1e-4, "learning rate", gt=0)
-    weight_decay: float = option(5e-4, "of all parameters", ge=0)
-    min_pixels: int = option(90, "of a component that gets a box", unit="pixels")
-    most: int = option(50, "boxes of an image", gt=0)
-    things: tuple[str, ...] | None = option(None, "classes with boxes; none: all but what is usually stuff", later=True)
+    backbone: str = option("encoder", default="resnet50")
+    weights: str | None = option("of the encoder, never of a detector", default="imagenet")
+    size: int = option("short side of the images", default=513, unit="pixels", gt=0)
+    batch: int = option("images per step", default=8, gt=0)
+    epochs: int = option("at most", default=200, gt=0)
+    patience: int = option("epochs without a better F1 on held-out labeled images", default=20, gt=0)
+    held_out: float = option("share of the labeled images that says when to stop", default=0.2, gt=0, lt=1)
+    lr: float = option("learning rate", default=1e-4, gt=0)
+    weight_decay: float = option("of all parameters", default=5e-4, ge=0)
+    min_pixels: int = option("of a component that gets a box", default=90, unit="pixels")
+    most: int = option("boxes of an image", default=50, gt=0)
+    things: tuple[str, ...] | None = option(
+        "classes with boxes; none: all but what is usually stuff", default=None, later=True
+    )
 
     def __post_init__(self) -> None:
         one_of("backbone", self.backbone, BACKBONES)

@@ -42,63 +42,79 @@ class DGCLOptions(Options):
     """
 
     part = "dgcl"
-    embedding: int = option(256, "width of the projection head", gt=0)
-    weight: float = option(0.5, "of the contrast", symbol="λ_contra", ge=0)
-    unlabeled_weight: float = option(0.5, "of self-training", symbol="λ_unsup", ge=0)
-    color: bool = option(False, "True: on the color-jittered view; False: CutMix alone, in paper and released code")
+    embedding: int = option("width of the projection head", default=256, gt=0)
+    weight: float = option("of the contrast", default=0.5, symbol="λ_contra", ge=0)
+    unlabeled_weight: float = option("of self-training", default=0.5, symbol="λ_unsup", ge=0)
+    color: bool = option(
+        "True: on the color-jittered view; False: CutMix alone, in paper and released code", default=False
+    )
     drop: float = option(
-        0.2, "share of uncertain pixels that get no pseudo-label at first", symbol="β_0", equation="Eq. 6", ge=0, lt=1
+        "share of uncertain pixels that get no pseudo-label at first",
+        default=0.2,
+        symbol="β_0",
+        equation="Eq. 6",
+        ge=0,
+        lt=1,
     )
     contrast_drop: tuple[float, float] | None = option(
-        (0.8, 0.1), "the same for the contrast: first and least (released code); none: as the pseudo-labels (paper)"
+        "the same for the contrast: first and least (released code); none: as the pseudo-labels (paper)",
+        default=(0.8, 0.1),
     )
     drop_falls: Literal["steps", "epochs", "steps_after_warm_up"] = option(
-        "steps_after_warm_up", "how the share falls: with every step (paper), epoch by epoch (released code), or ours",
+        "how the share falls: with every step (paper), epoch by epoch (released code), or ours",
+        default="steps_after_warm_up",
         equation="Eq. 6",
-    )  # fmt: skip
-    bank: int = option(10_000, "vectors a class holds", symbol="|P^c|", gt=0)
-    quota: int = option(1_000, "most vectors a class takes in one step", gt=0)
-    pixels: int = option(10_000, "most pixels of a class measured in one step", gt=0)
-    scales: tuple[int, ...] = option(
-        (8, 16, 32), "neighbors of the graphs, one number for a single graph (Table 7)", symbol="k",
-        equation="Eq. 7, 8", min_length=1,
-    )  # fmt: skip
-    anchors: int = option(200, "sparsest pixels of a class", symbol="|Q^c|", equation="Eq. 10", gt=0)
-    keys: int = option(
-        50, "densest pixels of a class from the batch, and as many from the bank", equation="Eq. 11", gt=0
     )
-    negatives: int = option(512, "pixels of other classes", gt=0)
-    tau: float = option(0.5, "temperature", symbol="τ", equation="Eq. 13", gt=0)
+    bank: int = option("vectors a class holds", default=10_000, symbol="|P^c|", gt=0)
+    quota: int = option("most vectors a class takes in one step", default=1_000, gt=0)
+    pixels: int = option("most pixels of a class measured in one step", default=10_000, gt=0)
+    scales: tuple[int, ...] = option(
+        "neighbors of the graphs, one number for a single graph (Table 7)",
+        default=(8, 16, 32),
+        symbol="k",
+        equation="Eq. 7, 8",
+        min_length=1,
+    )
+    anchors: int = option("sparsest pixels of a class", default=200, symbol="|Q^c|", equation="Eq. 10", gt=0)
+    keys: int = option(
+        "densest pixels of a class from the batch, and as many from the bank", default=50, equation="Eq. 11", gt=0
+    )
+    negatives: int = option("pixels of other classes", default=512, gt=0)
+    tau: float = option("temperature", default=0.5, symbol="τ", equation="Eq. 13", gt=0)
     sampling: Literal["density", "confidence", "random"] = option(
-        "density", "what anchors are low and keys high in (Table 6); random: random anchors, center of all pixels"
+        "what anchors are low and keys high in (Table 6); random: random anchors, center of all pixels",
+        default="density",
     )
     memory: bool = option(
-        True, "measure density in, and take keys from, the bank as well (Table 5, V); False: the batch alone (IV)"
+        "measure density in, and take keys from, the bank as well (Table 5, V); False: the batch alone (IV)",
+        default=True,
     )
     exclude: tuple[int, ...] = option(
-        (0,),
         "classes that are not contrasted and have no memory, only serve as negatives (released code on VOC: "
         "background, whose bank it fills but never reads)",
+        default=(0,),
     )
     ready: Literal["class", "all"] = option(
-        "class", "a class takes part once its own bank, or all banks (released code), can measure density"
+        "a class takes part once its own bank, or all banks (released code), can measure density", default="class"
     )
     center: Literal["projections", "fresh_projections", "features"] = option(
-        "projections",
         "mean of projections, stored ones included (released code); fresh_projections: stored features are projected "
-        "anew; features: projection of the mean feature", symbol="r^c", equation="Eq. 12, 13",
-    )  # fmt: skip
+        "anew; features: projection of the mean feature",
+        default="projections",
+        symbol="r^c",
+        equation="Eq. 12, 13",
+    )
     negatives_of: Literal["class", "anchor"] = option(
-        "class", "one draw for each class (released code) or each anchor (paper; out of 8 times as many)"
+        "one draw for each class (released code) or each anchor (paper; out of 8 times as many)", default="class"
     )
-    cosine: bool = option(True, "see `losses.info_nce`")
-    positive_in_denominator: bool = option(True, "see `losses.info_nce`")
+    cosine: bool = option("see `losses.info_nce`", default=True)
+    positive_in_denominator: bool = option("see `losses.info_nce`", default=True)
     reduction: Literal["mean", "sum"] = option(
-        "mean", "over anchors, then classes (released code), or the sum of both", equation="Eq. 13"
+        "over anchors, then classes (released code), or the sum of both", default="mean", equation="Eq. 13"
     )
-    own_neighbor: bool = option(False, "see `density`")
+    own_neighbor: bool = option("see `density`", default=False)
     equal_when_few: bool = option(
-        False, "a class of at most max(scales) pixels counts as equally dense everywhere (released code)"
+        "a class of at most max(scales) pixels counts as equally dense everywhere (released code)", default=False
     )
 
     def __post_init__(self) -> None:

@@ -47,30 +47,41 @@ class ESLOptions(Options):
 
     part = "esl"
     label: Rule = option(
-        "dynamic", "which classes a label keeps; top: 5 of them; hard: one", symbol="y*", equation="Eq. 3"
+        "which classes a label keeps; top: 5 of them; hard: one", default="dynamic", symbol="y*", equation="Eq. 3"
     )
-    eta: float = option(0.95, "probability that the dominant classes sum to", symbol="η", equation="Eq. 4", gt=0, le=1)
-    parts: int = option(5, "of a class; 1 contrasts pixels with regions (Table 4); 0: no contrast", symbol="K", ge=0)
-    embedding: int = option(512, "width of the projection head", gt=0)
-    queue: int = option(128, "remembered vectors per part; not in the paper [C]", symbol="q", gt=0)
-    negatives: int = option(255, "drawn for each anchor", symbol="N_s", equation="Eq. 10", gt=0)
+    eta: float = option(
+        "probability that the dominant classes sum to", default=0.95, symbol="η", equation="Eq. 4", gt=0, le=1
+    )
+    parts: int = option(
+        "of a class; 1 contrasts pixels with regions (Table 4); 0: no contrast", default=5, symbol="K", ge=0
+    )
+    embedding: int = option("width of the projection head", default=512, gt=0)
+    queue: int = option("remembered vectors per part; not in the paper [C]", default=128, symbol="q", gt=0)
+    negatives: int = option("drawn for each anchor", default=255, symbol="N_s", equation="Eq. 10", gt=0)
     draw: Draw = option(
-        "entries",
         "every remembered vector of the other parts is equally likely; classes: each other part is, so that those with "
         "few vectors count as much",
+        default="entries",
     )
-    temperature: float = option(0.5, "of the contrast", symbol="σ", equation="Eq. 10", gt=0)
-    share: float = option(0.1, "of the eligible pixels of a class, to become anchors", gt=0, le=1)
-    max_anchors: int | None = option(1024, "of a class in one step; none: no bound (paper)", gt=0)
+    temperature: float = option("of the contrast", default=0.5, symbol="σ", equation="Eq. 10", gt=0)
+    share: float = option("of the eligible pixels of a class, to become anchors", default=0.1, gt=0, le=1)
+    max_anchors: int | None = option("of a class in one step; none: no bound (paper)", default=1024, gt=0)
     sure: float = option(
-        0.95, "the teacher's probability above which an unlabeled pixel is eligible", symbol="ζ", equation="Eq. 9"
+        "the teacher's probability above which an unlabeled pixel is eligible",
+        default=0.95,
+        symbol="ζ",
+        equation="Eq. 9",
     )
-    momentum: float = option(0.99, "of the prototypes", symbol="θ", equation="Eq. 12", ge=0, lt=1)
-    divisor: Literal["classes", "present"] = option("classes", "of the sum over classes: K (paper), or those present")
-    color: bool = option(False, "True: on the color-jittered image; False: CutMix alone is the strong view (paper)")
-    unlabeled_weight: float = option(0.2, "of self-training", symbol="λ_1", equation="Eq. 11", ge=0)
-    contrast_weight: float = option(0.1, "of the contrast", symbol="λ_2", equation="Eq. 11", ge=0)
-    collect_steps: int = option(183, "that gather features for K-means", unit="steps", gt=0)
+    momentum: float = option("of the prototypes", default=0.99, symbol="θ", equation="Eq. 12", ge=0, lt=1)
+    divisor: Literal["classes", "present"] = option(
+        "of the sum over classes: K (paper), or those present", default="classes"
+    )
+    color: bool = option(
+        "True: on the color-jittered image; False: CutMix alone is the strong view (paper)", default=False
+    )
+    unlabeled_weight: float = option("of self-training", default=0.2, symbol="λ_1", equation="Eq. 11", ge=0)
+    contrast_weight: float = option("of the contrast", default=0.1, symbol="λ_2", equation="Eq. 11", ge=0)
+    collect_steps: int = option("that gather features for K-means", default=183, unit="steps", gt=0)
 
 
 class DynamicLabels:

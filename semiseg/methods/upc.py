@@ -43,22 +43,28 @@ class UPCOptions(Options):
     """
 
     part = "upc"
-    n: int = option(4, "patches per side", symbol="N", equation="Eq. 3", ge=1)
+    n: int = option("patches per side", default=4, symbol="N", equation="Eq. 3", ge=1)
     k: tuple[int, ...] = option(
-        (2, 3, 5), "patches replaced; several numbers: the redundant augmentation strategy (RAS)", symbol="k",
-        equation="Eq. 4, 7", min_length=1,
-    )  # fmt: skip
-    rows: Literal["all", "sample"] = option(
-        "sample", "all: a row per k, each with another labeled image; sample: one row, k drawn anew each time",
-        equation="Eq. 7",
-    )  # fmt: skip
-    select: Select = option("uncertainty", "which patches are replaced, see `scores` (Table 7)")
-    divide: Divide = option(
-        "sum", "of the entropy in a patch; mean: no advantage for the larger last one", equation="Eq. 3"
+        "patches replaced; several numbers: the redundant augmentation strategy (RAS)",
+        default=(2, 3, 5),
+        symbol="k",
+        equation="Eq. 4, 7",
+        min_length=1,
     )
-    known: float = option(0.0, "least share of a donor's pixels that have a label; 0: any labeled crop", ge=0, le=1)
+    rows: Literal["all", "sample"] = option(
+        "all: a row per k, each with another labeled image; sample: one row, k drawn anew each time",
+        default="sample",
+        equation="Eq. 7",
+    )
+    select: Select = option("which patches are replaced, see `scores` (Table 7)", default="uncertainty")
+    divide: Divide = option(
+        "of the entropy in a patch; mean: no advantage for the larger last one", default="sum", equation="Eq. 3"
+    )
+    known: float = option(
+        "least share of a donor's pixels that have a label; 0: any labeled crop", default=0.0, ge=0, le=1
+    )
     replace: Literal["patches", "box", "copy_paste", "erase", "erase_pixels"] = option(
-        "patches", "patches, or a rival of them (Tables 5 and 6, Fig. 1a)"
+        "patches, or a rival of them (Tables 5 and 6, Fig. 1a)", default="patches"
     )
 
     def __post_init__(self) -> None:

@@ -43,34 +43,36 @@ class WPLOptions(Options):
     """The weights of pseudo-labels by rank statistics; Table 3 varies `reliable`, Fig. 6 and 7 `similarity` and `k`."""
 
     part = "wpl"
-    k: int = option(5, "strongest channels compared (Fig. 7)", symbol="k", equation="Eq. 6", gt=0)
+    k: int = option("strongest channels compared (Fig. 7)", default=5, symbol="k", equation="Eq. 6", gt=0)
     offset: float = option(
-        1.0, "W = offset + s / k: 1 (released code, from which the paper's results come) or 0 (paper)",
-        equation="Eq. 6", ge=0,
-    )  # fmt: skip
+        "W = offset + s / k: 1 (released code, from which the paper's results come) or 0 (paper)",
+        default=1.0,
+        equation="Eq. 6",
+        ge=0,
+    )
     similarity: Literal["rank", "cosine", "euclidean"] = option(
-        "rank",
         "or what it is compared with: cosine of pixel and prototype (Fig. 6); euclidean, 1 - d / 2 of their unit "
         "vectors at distance d (supplement, which gives no formula)",
+        default="rank",
     )
     reliable: Literal["detector", "confidence", "none"] = option(
-        "detector",
         "which unlabeled pixels feed the prototypes: sure ones inside a box of their class (RPPI); confidence: sure "
         "ones; none: labeled pixels alone (PPW, Table 3)",
+        default="detector",
     )
-    sure: float = option(0.95, "probability from which a pixel is stored", ge=0, le=1)
-    memory: int = option(256, "vectors of a class in each bank", gt=0)
-    quota: int = option(1, "most vectors a class stores per image of a batch", gt=0)
+    sure: float = option("probability from which a pixel is stored", default=0.95, ge=0, le=1)
+    memory: int = option("vectors of a class in each bank", default=256, gt=0)
+    quota: int = option("most vectors a class stores per image of a batch", default=1, gt=0)
     resolution: Literal["features", "full"] = option(
-        "features", "rank on the feature grid; full: on features brought to image size (released code)"
+        "rank on the feature grid; full: on features brought to image size (released code)", default="features"
     )
-    unknown: float | None = option(None, "W of a class without prototype; none: s = 0", ge=0)
+    unknown: float | None = option("W of a class without prototype; none: s = 0", default=None, ge=0)
     in_divisor: bool = option(
-        True,
         "the weights also enter the divisor of the loss (released code); False: it counts pixels",
+        default=True,
         equation="Eq. 5",
     )
-    box_score: float = option(0.85, "of detections that confirm pixels; 0.95 on Cityscapes", ge=0, le=1)
+    box_score: float = option("of detections that confirm pixels; 0.95 on Cityscapes", default=0.85, ge=0, le=1)
 
 
 def signatures(prototypes: Tensor, k: int) -> Tensor:

@@ -146,14 +146,14 @@ def _set_up(fabric: Fabric, task: Fit) -> tuple[Host, Callable[[Batch, float], S
     wrapped.mark_forward_method("losses")
     wrapped.train()
     torch.manual_seed(recipe.seed + 1000 * fabric.global_rank)
-    return host, wrapped.losses, optimizer  # type: ignore[return-value]
+    return host, wrapped.losses, optimizer
 
 
 def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
     """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it."""
     own = {id(p) for p in host.own_parameters()}
-    backbones = [m.backbone for m in host.modules() if isinstance(getattr(m, "backbone", None), nn.Module)]
-    encoder = {id(p) for backbone in backbones for p in backbone.parameters()}
+    backbones = [getattr(module, "backbone", None) for module in host.modules()]
+    encoder = {id(p) for backbone in backbones if isinstance(backbone, nn.Module) for p in backbone.parameters()}
     trained = [p for p in host.parameters() if p.requires_grad and id(p) not in own]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) in encoder], "lr": o.lr},

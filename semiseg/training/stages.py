@@ -68,11 +68,13 @@ def plan(task: Fit) -> tuple[Stage, ...]:
 def on_labels(task: Fit, epochs: int) -> Recipe:
     """The supervised stage of a recipe: twice the labeled images per step, so that every stage reads as many images.
 
+    Plug-ins are for pseudo-labels, and here are none.
     Where an epoch is a pass over the images, fewer than 200 labeled ones count twice, as in ST++.
     """
     o, labeled = task.recipe.optimization, len(task.split.labeled)
     steps = o.epoch_steps or max(1, (2 * labeled if labeled < 200 else labeled) // (2 * o.batch))
-    return replace(task.recipe, optimization=replace(o, epochs=epochs, batch=2 * o.batch, epoch_steps=steps))
+    plain = task.recipe.without(*task.recipe.plug_ins)
+    return replace(plain, optimization=replace(o, epochs=epochs, batch=2 * o.batch, epoch_steps=steps))
 
 
 def unlabeled_images(task: Fit) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""Commands for what is missing: notebooks take their parameters and make the wanted recipes; `semiseg runs`."""
+"""Commands for what is missing: notebooks take their parameters and make the recipes asked for; `semiseg runs`."""
 
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from test_paper_tables import made
 from typer.testing import CliRunner
 
 from semiseg.cli import app
+from semiseg.data.open import parse_split
 from semiseg.data.sets.digits import Digits
-from semiseg.notebook import parse_split, repo_root
-from semiseg.recipes import Recipe, recipe
+from semiseg.notebook import repo_root
+from semiseg.recipe import Recipe, recipe, with_plug_ins
 from semiseg.runs import Run
-from semiseg.variants import variant
+from semiseg_book import __main__ as program
 from semiseg_book import missing as module
+from semiseg_book.experiments import Records, Setting
 from semiseg_book.missing import RANKS, missing
-from semiseg_book.wanted import Records, Setting
 
 NOTEBOOKS = repo_root() / "notebooks"
 
@@ -33,7 +35,7 @@ def at_paper_scale() -> list[module.Missing]:
 
 @pytest.fixture(scope="module")
 def wanted() -> list[module.Missing]:
-    """Everything the tables want in miniature."""
+    """Everything the tables ask for in miniature."""
     return missing(Records([]))
 
 
@@ -53,7 +55,7 @@ def recipe_of(command: str) -> Recipe:
     exec(defaults, names)
     names |= given
     exec(setup.replace("%config", "# %config"), names)
-    return names["settings"]
+    return names["prepared"].recipe
 
 
 def test_every_command_has_parameters_its_notebook_takes(
@@ -82,11 +84,11 @@ def test_the_notebook_of_any_recipe_makes_what_is_wanted(wanted: list[module.Mis
     for item in wanted:
         notebook, _, given = parameters(item.command)
         if notebook == "notebooks/recipe.ipynb":
-            words = [given.get(name, "") for name in ("method", "plug_ins", "changes")]
-            made_here = variant(
-                *words, data="digits", split=parse_split(given["split"]), scale="tiny", seed=given["seed"]
+            method, plug_ins, changes = (given.get(name, "") for name in ("method", "plug_ins", "changes"))
+            base = recipe(method, "digits", parse_split(given["split"]), "tiny", given["seed"])
+            assert with_plug_ins(base, plug_ins).changed(changes) == item.experiment.recipe(item.setting, item.seed), (
+                item.command
             )
-            assert made_here == item.want.recipe(item.setting, item.seed), item.command
             checked += 1
     assert checked > 300
 
@@ -95,7 +97,7 @@ def test_notebooks_make_what_is_wanted_of_their_parameters(
     wanted: list[module.Missing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Digits()
-    monkeypatch.setattr("semiseg.notebook.Digits", lambda: data)
+    monkeypatch.setattr("semiseg.data.open.Digits", lambda: data)
     matplotlib.use("Agg")
     chosen: dict[tuple[str, bool], module.Missing] = {}
     for item in wanted:
@@ -104,12 +106,12 @@ def test_notebooks_make_what_is_wanted_of_their_parameters(
             chosen.setdefault((notebook, bool(given.get("changes"))), item)
     assert len(chosen) == 6
     for item in chosen.values():
-        assert recipe_of(item.command) == item.want.recipe(item.setting, item.seed), item.command
+        assert recipe_of(item.command) == item.experiment.recipe(item.setting, item.seed), item.command
 
 
 @pytest.mark.parametrize("notebook", ["ddfp", "dgcl", "esl", "upc", "wpl", "recipe"])
 def test_notebooks_take_published_lists(notebook: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semiseg.notebook.Digits", lambda: Digits(2, 2))
+    monkeypatch.setattr("semiseg.data.open.Digits", lambda: Digits(2, 2))
     command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p family classic -p split 92 -p labeled_list x.txt"
     with pytest.raises(ValueError, match=r"family='classic' and labeled_list='x.txt' are two splits"):
         recipe_of(command)
@@ -119,10 +121,10 @@ def test_notebooks_take_published_lists(notebook: str, monkeypatch: pytest.Monke
 
 def test_a_record_is_wanted_no_more(wanted: list[module.Missing], tmp_path: Path) -> None:
     first = wanted[0]
-    run = made(tmp_path, first.want.recipe(first.setting, first.seed), 0.5)
+    run = made(tmp_path, first.experiment.recipe(first.setting, first.seed), 0.5)
     left = missing(Records([run]))
     assert len(left) == len(wanted) - 1 and first.command not in {m.command for m in left}
-    other = made(tmp_path, replace(first.want.recipe(first.setting, first.seed), split="other"), 0.5)
+    other = made(tmp_path, replace(first.experiment.recipe(first.setting, first.seed), split="other"), 0.5)
     assert len(missing(Records([other]))) == len(wanted)
 
 
@@ -131,7 +133,7 @@ def test_the_most_valuable_come_first(wanted: list[module.Missing]) -> None:
     for rank in range(len(RANKS)):
         seeds = [m.seed for m in wanted if m.rank == rank]
         assert seeds == sorted(seeds) and set(seeds) == {0, 1, 2}
-    assert (wanted[0].want.method, wanted[0].setting) == ("supervised", Setting("digits", "tiny", "1_8"))
+    assert (wanted[0].experiment.method, wanted[0].setting) == ("supervised", Setting("digits", "tiny", "1_8"))
     ablations = [m for m in wanted if m.rank == 1 and m.seed == 0]
     assert {t for m in ablations[:14] for t in m.tables} >= {("ddfp", "5"), ("ddfp", "6"), ("dgcl", "7"), ("esl", "4")}
 
@@ -146,7 +148,8 @@ def test_an_unknown_scale_is_refused() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("semiseg.cli.runs.repo_root", lambda: tmp_path)
+    for module in ("semiseg.cli.runs", "semiseg_book.__main__"):
+        monkeypatch.setattr(f"{module}.repo_root", lambda: tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -157,10 +160,15 @@ def run(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def list_missing(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(program.app, ["missing", *words])
+    return result.exit_code, result.output
+
+
 def test_outside_of_a_checkout_runs_are_those_right_there(
     checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = missing(Records([]))[0].want.recipe(Setting("digits", "tiny", "1_8"))
+    recipe = missing(Records([]))[0].experiment.recipe(Setting("digits", "tiny", "1_8"))
     made(checkout / "runs", recipe, 0.5, name="local/x/checkout")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
@@ -176,15 +184,33 @@ def test_outside_of_a_checkout_runs_are_those_right_there(
 
 
 def test_missing_prints_commands_up_to_the_limit(checkout: Path) -> None:
-    code, text = run("missing", "--limit", "3")
+    code, text = list_missing("--limit", "3")
     lines = text.splitlines()
     assert code == 0 and [line.split()[0] for line in lines] == ["#", "papermill", "papermill", "papermill", "#"]
     assert lines[0] == f"# {RANKS[0]}" and lines[-1].startswith("# 3 of ")
     made(
-        checkout / "runs", missing(Records([]))[0].want.recipe(Setting("digits", "tiny", "1_8")), 0.5, name="local/x/y"
+        checkout / "runs",
+        missing(Records([]))[0].experiment.recipe(Setting("digits", "tiny", "1_8")),
+        0.5,
+        name="local/x/y",
     )
-    assert lines[1] not in run("missing", "--limit", "3")[1]
-    assert run("missing", "--limit", "0")[0] == 2
+    assert lines[1] not in list_missing("--limit", "3")[1]
+    assert list_missing("--limit", "0")[0] == 2
+
+
+def test_a_wrong_scale_is_one_line_and_no_traceback(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["semiseg_book", "missing", "--scale", "smoke"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said == "semiseg_book: unknown scale 'smoke'; expected one of tiny, paper\n"
+
+
+def test_the_program_has_both_commands() -> None:
+    shown = CliRunner().invoke(program.app, ["--help"]).output
+    assert "missing" in shown and "readme" in shown
 
 
 def test_list_latest_keep_and_publish(checkout: Path) -> None:

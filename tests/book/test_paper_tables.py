@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.options import UPC, WPL
-from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg import registry
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import RECORD, Run
 from semiseg_book import paper_maps
-from semiseg_book.paper_maps import ABLATIONS, ELSEWHERE, MAIN, at_paper_scale, paper_setting, want_of
+from semiseg_book.experiments import Experiment, Records, Setting
+from semiseg_book.paper_maps import ABLATIONS, ELSEWHERE, MAIN, at_paper_scale, experiment_of, paper_setting
 from semiseg_book.paper_tables import MINIATURE, miniature_rows, show, table_html
 from semiseg_book.published import load, load_all
-from semiseg_book.wanted import Records, Setting, Want
 
 DIGITS = Setting("digits", "tiny", "1_8")
 NOT_HERE = {"PS-MT", "PCR", "GTA-Seg", "CCVC", "CCT", "GCT", "PC2Seg", "ReCo", "PseudoSeg", "DAW", "CFCG"}
@@ -49,7 +51,7 @@ def test_every_published_row_has_a_counterpart_or_a_reason() -> None:
         (t.paper, t.number, row.method, row.variable_value)
         for t in load_all()
         for row in t.rows.itertuples()
-        if want_of(t, row) is None and (t.paper, t.number) not in ELSEWHERE and row.method not in NOT_HERE
+        if experiment_of(t, row) is None and (t.paper, t.number) not in ELSEWHERE and row.method not in NOT_HERE
     }
     assert unmapped == {("upc", "8", "Patch CutMix", "3;11")}  # eleven of nine patches
 
@@ -61,18 +63,20 @@ def test_every_row_of_the_map_is_a_row_of_its_table() -> None:
         assert set(ablation.rows) <= known, (paper, number)
 
 
-def test_each_wanted_recipe_can_be_made_and_the_rows_of_an_ablation_differ() -> None:
+def test_each_experiment_can_be_made_and_the_rows_of_an_ablation_differ() -> None:
     for table in load_all():
         recipes = []
         for row in table.rows.itertuples():
-            want, at = want_of(table, row), paper_setting(row)
-            if want is None or want.method not in METHODS or at is None:
+            experiment, at = experiment_of(table, row), paper_setting(row)
+            if experiment is None or experiment.method not in registry.methods() or at is None:
                 continue
-            assert want.recipe(DIGITS).as_dict() == Recipe.from_dict(want.recipe(DIGITS).as_dict()).as_dict()
-            assert at_paper_scale(want, row).recipe(at).scale == "paper"
+            assert (
+                experiment.recipe(DIGITS).as_dict() == Recipe.from_dict(experiment.recipe(DIGITS).as_dict()).as_dict()
+            )
+            assert at_paper_scale(experiment, row).recipe(at).scale == "paper"
             first = (row.partition, row.setting) == (table.rows.partition[0], table.rows.setting[0])
             if first and (table.paper, table.number) in ABLATIONS:
-                recipes.append(want.recipe(DIGITS))
+                recipes.append(experiment.recipe(DIGITS))
         assert len(set(recipes)) == len(recipes), (table.paper, table.number)
 
 
@@ -81,25 +85,25 @@ def test_defaults_of_the_papers_are_the_unchanged_recipes() -> None:
         ("ddfp", "5", "4"), ("ddfp", "6", "0.5"), ("dgcl", "7", "multi-scale 8,16,32"), ("esl", "4", "5"),
         ("wpl", "S3", "0.85"), ("wpl", "S4", "256"),
     ]:  # fmt: skip
-        want = ABLATIONS[paper, number].rows[value]
+        experiment = ABLATIONS[paper, number].rows[value]
         for at in (DIGITS, Setting("voc", "paper", "1_4", 366)):
-            plain = Want(want.method, want.plug_ins).recipe(at)
-            assert want.recipe(at) == plain, (paper, number)
+            plain = Experiment(experiment.method, experiment.plug_ins).recipe(at)
+            assert experiment.recipe(at) == plain, (paper, number)
 
 
 def test_options_follow_the_scale() -> None:
     eps = ABLATIONS["ddfp", "5"].rows["8"]
-    assert eps.recipe(Setting("voc", "paper", "1_4", 366)).ddfp.eps == 8
-    assert eps.recipe(DIGITS).ddfp.eps == pytest.approx(2 * recipe("ddfp").ddfp.eps, abs=0.01)
+    assert eps.recipe(Setting("voc", "paper", "1_4", 366)).value("ddfp.eps") == 8
+    assert eps.recipe(DIGITS).value("ddfp.eps") == pytest.approx(2 * recipe("ddfp").value("ddfp.eps"), abs=0.01)
     alpha = ABLATIONS["wpl", "S2"].rows["0.4"].recipe(DIGITS)
-    assert alpha.unimatch.weights == (0.1, 0.1, 0.2) and alpha.wpl == WPL()
+    assert alpha.value("unimatch.weights") == (0.1, 0.1, 0.2) and alpha[WPLOptions] == WPLOptions()
 
 
 def test_backbone_and_box_score_of_a_row_are_its_own() -> None:
     rows = load("wpl", 2).rows
     plugged = rows[(rows.method == "UniMatch + WPL") & (rows.backbone == "R50")].iloc[0]
     r = at_paper_scale(MAIN["UniMatch + WPL"], plugged).recipe(paper_setting(plugged))
-    assert (r.network.backbone, r.wpl.box_score, r.data) == ("resnet50", 0.95, "cityscapes")
+    assert (r.network.backbone, r.value("wpl.box_score"), r.data) == ("resnet50", 0.95, "cityscapes")
     assert MAIN["UniMatch + WPL"].recipe(DIGITS).network == recipe("unimatch").network
 
 
@@ -107,7 +111,7 @@ def test_backbone_and_box_score_of_a_row_are_its_own() -> None:
 
 
 def test_records_are_found_by_recipe_and_not_by_folder(tmp_path: Path) -> None:
-    plain, vat = recipe("ddfp"), replace(recipe("ddfp"), ddfp=replace(recipe("ddfp").ddfp, step="vat"))
+    plain, vat = recipe("ddfp"), recipe("ddfp").changed({"ddfp.step": "vat"})
     records = Records([
         made(tmp_path, vat, 0.4, name="ddfp-1_8-seed0"),
         made(tmp_path, replace(plain, seed=2), 0.6, name="x"),
@@ -121,7 +125,8 @@ def test_records_are_found_by_recipe_and_not_by_folder(tmp_path: Path) -> None:
 
 def test_plug_ins_and_their_options_tell_records_apart(tmp_path: Path) -> None:
     cps = recipe("cps")
-    runs = [made(tmp_path, replace(cps, upc=u), 0.5, name=n) for n, u in [("a", UPC()), ("b", UPC(n=3)), ("c", None)]]
+    plugged = [("a", cps.having(UPCOptions())), ("b", cps.having(UPCOptions(n=3))), ("c", cps)]
+    runs = [made(tmp_path, r, 0.5, name=name) for name, r in plugged]
     records = Records(runs)
     assert [r.folder.name for r in records.of(MAIN["CPS + UPC"], DIGITS)] == ["a"]
     assert [r.folder.name for r in records.of(MAIN["CPS"], DIGITS)] == ["c"]
@@ -146,7 +151,7 @@ def test_what_cannot_be_trained_wants_nothing() -> None:
     assert not MAIN["CPS"].possible(Setting("digits", "tiny", "full"))  # no unlabeled images are left
     assert MAIN["Supervised"].possible(Setting("digits", "tiny", "full"))
     assert MAIN["CPS"].possible(Setting("voc", "paper", "full", 1464))
-    assert not Want("nothing").possible(DIGITS)
+    assert not Experiment("nothing").possible(DIGITS)
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -185,12 +190,12 @@ def test_runs_at_paper_scale_stand_in_columns_of_their_own(tmp_path: Path) -> No
 
 def test_gains_of_plug_ins_are_paired_with_their_host(tmp_path: Path) -> None:
     cps = recipe("cps")
-    runs = [made(tmp_path, cps, 0.50), made(tmp_path, replace(cps, upc=UPC()), 0.53)]
-    runs.append(made(tmp_path, replace(cps, upc=UPC(), seed=1), 0.9))  # its host has no such seed
+    runs = [made(tmp_path, cps, 0.50), made(tmp_path, cps.having(UPCOptions()), 0.53)]
+    runs.append(made(tmp_path, replace(cps.having(UPCOptions()), seed=1), 0.9))  # its host has no such seed
     rows = {row.label: row for row in miniature_rows(load("upc", 1), Records(runs))}
     assert rows["CPS + UPC"].differences["1_8"].values == (pytest.approx(3.0),)
     assert rows["CPS + UPC"].against == "its host"
-    other = made(tmp_path, replace(cps, upc=UPC(), seed=0), 0.6, lists="another list")
+    other = made(tmp_path, cps.having(UPCOptions()), 0.6, lists="another list")
     rows = {row.label: row for row in miniature_rows(load("upc", 1), Records([runs[0], other]))}
     assert rows["CPS + UPC"].differences["1_8"] is None
 
@@ -200,7 +205,7 @@ def test_cells_link_to_their_records_seed_by_seed() -> None:
     links = re.findall(r'<a href="\.\./(runs/[^"]+)">(\d)</a>', html)
     assert len(links) >= 9 and "/local/" not in html
     for link, seed in links:
-        path = paper_maps.__file__.rsplit("/semiseg/", 1)[0] + "/" + link
+        path = paper_maps.__file__.rsplit("/semiseg_book/", 1)[0] + "/" + link
         assert json.loads(Path(path).read_text())["recipe"]["seed"] == int(seed)
 
 
@@ -210,8 +215,8 @@ def test_classes_and_differences_fill_their_own_tables(tmp_path: Path) -> None:
     assert by_class["cat"][3] == "50.00" and by_class["background"][3] == by_class["mean"][3] == "70.00"
     assert by_class["dog"][3] == "—"
     esl = recipe("esl", "voc", "1_16", "paper")
-    soft = replace(esl, esl=replace(esl.esl, parts=0))
-    hard = replace(soft, esl=replace(soft.esl, label="hard"))
+    soft = esl.changed({"esl.parts": 0})
+    hard = soft.changed({"esl.label": "hard"})
     runs = [made(tmp_path, soft, 0.65, 92), made(tmp_path, hard, 0.60, 92)]
     assert tables_of(table_html(load("esl", "F7a"), Records(runs)))[0][2] == [
         "DSL minus hard label", "+5.53*", "+2.09*", "5.00", "—", "−0.53", "",

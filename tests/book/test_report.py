@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from toys import Blobs, D, student
 
 from semiseg.data.splits import seeded_split
-from semiseg.methods.ddfp import DensityDescent
+from semiseg.methods.ddfp import DDFPOptions, DensityDescent
 from semiseg.notebook import repo_root
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import RECORD, Run, find_runs, keep, table
 from semiseg.types import IGNORE
 from semiseg_book import pictures, readme, style, tables
@@ -152,7 +152,7 @@ def test_colored_marks_ignored_pixels() -> None:
 def test_sampled_features_are_confident_balanced_and_lose_density() -> None:
     torch.manual_seed(0)
     data, net = Blobs(), student(second_bn=True).eval()
-    step = DensityDescent(D, 4, eps=0.05, tap="features", hidden=16)
+    step = DensityDescent(D, 4, DDFPOptions(eps=0.05, tap="features", flow_hidden=16))
     s = figures.sample(net, step, data, data.val, tau=0.0, per_class=10)
     assert s.predicted.bincount().max() <= 10 and len(s.features) > 0
     torch.testing.assert_close((s.descended - s.features).norm(dim=1), torch.full((len(s.features),), 0.05))
@@ -183,4 +183,4 @@ def test_scenes_and_curves_draw_what_they_are_given(root: Path) -> None:
 def test_readme_shows_the_committed_records() -> None:
     text = (repo_root() / "README.md").read_text()
     block = readme.results(tables.standard(find_runs(repo_root() / "runs" / "digits-tiny")))
-    assert readme.filled(text, block) == text, "out of date: python -m semiseg_book.readme"
+    assert readme.filled(text, block) == text, "out of date: python -m semiseg_book readme"

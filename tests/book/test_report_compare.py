@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.options import UPC, WPL
-from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg import registry
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import Recipe, recipe
+from semiseg.registry import Method, PlugIn
 from semiseg.runs import RECORD, Run
 from semiseg_book import compare, cost, findings, reproduce
-from semiseg_book.style import METHOD_COLORS, METHOD_TITLES, color, symbol
+from semiseg_book.style import color, ordered, symbol, title
 
 COST = {
     "data": "digits", "scale": "tiny", "how": "h", "environment": {"cpu": "c"},
@@ -38,9 +41,9 @@ def runs(tmp_path: Path) -> list[Run]:
     dgcl, esl = recipe("dgcl"), recipe("esl")
     return [
         run(tmp_path, sup, 0.5), run(tmp_path, replace(sup, seed=1), 0.52), run(tmp_path, mt, 0.6),
-        run(tmp_path, replace(mt, seed=1), 0.63), run(tmp_path, replace(mt, upc=UPC()), 0.61),
-        run(tmp_path, replace(mt, upc=UPC(), wpl=WPL()), 0.64), run(tmp_path, recipe("ddfp"), 0.59),
-        run(tmp_path, dgcl, 0.55), run(tmp_path, replace(dgcl, dgcl=replace(dgcl.dgcl, weight=0.0)), 0.57, suffix="-n"),
+        run(tmp_path, replace(mt, seed=1), 0.63), run(tmp_path, mt.having(UPCOptions()), 0.61),
+        run(tmp_path, mt.having(UPCOptions(), WPLOptions()), 0.64), run(tmp_path, recipe("ddfp"), 0.59),
+        run(tmp_path, dgcl, 0.55), run(tmp_path, dgcl.changed({"dgcl.weight": 0.0}), 0.57, suffix="-n"),
         run(tmp_path, esl, 0.5), run(tmp_path, recipe("stpp"), 0.58, stages=[{"steps": 100}, {"steps": 200}]),
     ]  # fmt: skip
 
@@ -56,11 +59,10 @@ def test_every_unchanged_record_is_one_mark(runs: list[Run]) -> None:
 
 
 def test_files_of_pretrained_weights_change_no_recipe(tmp_path: Path) -> None:
-    made = replace(recipe("unimatch", "voc"), wpl=WPL())
-    network, detector = (replace(x, weights="file.pth") for x in (made.network, made.detector))
-    same = run(tmp_path, replace(made, network=network, detector=detector), 0.5)
+    made = recipe("unimatch", "voc").having(WPLOptions())
+    same = run(tmp_path, made.changed({"network.weights": "file.pth", "detector.weights": "file.pth"}), 0.5)
     assert compare.comparable([same]) == [same]
-    other = run(tmp_path, replace(made, detector=replace(detector, epochs=1)), 0.5, suffix="-short")
+    other = run(tmp_path, made.changed({"detector.weights": "file.pth", "detector.epochs": 1}), 0.5, suffix="-short")
     assert compare.comparable([other]) == []
 
 
@@ -73,7 +75,7 @@ def test_the_summary_has_a_row_per_method_and_a_column_per_split(runs: list[Run]
 
 
 def test_panels_over_splits_show_what_has_several_and_supervised_behind(runs: list[Run], tmp_path: Path) -> None:
-    made = [recipe("mean_teacher", split="1_16"), replace(recipe("mean_teacher", split="1_16"), upc=UPC())]
+    made = [recipe("mean_teacher", split="1_16"), recipe("mean_teacher", split="1_16").having(UPCOptions())]
     more = [run(tmp_path, m, 0.4) for m in (*made, recipe("supervised", split="1_16"))]
     figure = compare.splits_figure(compare.scores([*compare.comparable(runs), *more]), "digits-tiny")
     assert [a.text for a in figure.layout.annotations] == ["mean teacher"], "the others have one split"
@@ -84,7 +86,7 @@ def test_panels_over_splits_show_what_has_several_and_supervised_behind(runs: li
 
 def test_labels_stand_in_the_order_of_the_methods() -> None:
     labels = ["cps+upc", "esl", "cps", "supervised"]
-    assert compare.ordered(labels) == ["supervised", "cps", "cps+upc", "esl"]
+    assert ordered(labels) == ["supervised", "cps", "cps+upc", "esl"]
 
 
 def test_the_menu_shows_the_marks_of_one_place(runs: list[Run], tmp_path: Path) -> None:
@@ -125,22 +127,44 @@ def test_cost_and_gain_by_hand(runs: list[Run]) -> None:
 def test_a_file_without_cost_names_the_command(tmp_path: Path) -> None:
     for text in ("", '{"how": 1}'):
         (tmp_path / "c.json").write_text(text)
-        with pytest.raises(ValueError, match=r"has no cost of steps; write it: python tests/bench_hosts.py --out"):
+        with pytest.raises(
+            ValueError, match=r"has no cost of steps; write it: python tests/bench/bench_hosts.py --out"
+        ):
             cost.read_cost(tmp_path / "c.json")
 
 
 def test_the_committed_cost_is_of_methods_and_plug_ins() -> None:
     seconds = cost.read_cost(Path(__file__).parents[2] / "runs" / cost.COST)["seconds"]
-    labels = {"supervised", *(m + p for m in METHODS if m != "supervised" for p in ("", "+upc", "+wpl"))}
+    labels = {"supervised", *(m + p for m in registry.methods() if m != "supervised" for p in ("", "+upc", "+wpl"))}
     assert seconds.keys() - labels == set()
     assert all(v["low"] <= v["median"] <= v["high"] for v in seconds.values())
 
 
 def test_styles_are_of_one_hue_and_distinct() -> None:
-    assert METHOD_TITLES.keys() <= METHOD_COLORS.keys() and len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
+    own = {name: color(name) for name in registry.methods()}
+    assert len(set(own.values())) == len(own) and own == {n: m.color for n, m in registry.methods().items()}
     shades = [color(f"cps{p}") for p in ("", "+upc", "+wpl", "+upc+wpl")]
     marks = [symbol(f"cps{p}") for p in ("", "+upc", "+wpl", "+upc+wpl")]
-    assert len(set(shades)) == 4 and len(set(marks)) == 4 and shades[0] == METHOD_COLORS["cps"]
+    assert len(set(shades)) == 4 and len(set(marks)) == 4 and shades[0] == own["cps"]
+    assert marks == ["circle", "diamond", "square", "star"]
+
+
+def test_what_an_installed_package_adds_is_drawn_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Method("theirs", title="Theirs", color="#102030", build=registry.method("cps").build)
+    usual = {"seam": "mix", "build": lambda *_: None, "options": UPCOptions, "at_scale": lambda _: ()}
+    added = {n: PlugIn(n, title=n.upper(), shade=s, marker="x", **usual) for n, s in (("dark", 0.5), ("light", -0.5))}
+    methods, plug_ins = {**registry.methods(), "theirs": theirs}, {**registry.plug_ins(), **added}
+    monkeypatch.setattr(registry, "methods", lambda: methods)
+    monkeypatch.setattr(registry, "plug_ins", lambda: plug_ins)
+    assert (
+        title("theirs+dark+wpl") == "Theirs + DARK + WPL" and ordered(["theirs+dark", "theirs", "ddfp"])[1] == "theirs"
+    )
+    assert [color(f"theirs{p}") for p in ("", "+dark", "+light", "+dark+light")] == [
+        "#102030", "#081018", "#889098", "#84888c",
+    ]  # fmt: skip
+    assert [symbol(f"theirs{p}") for p in ("", "+dark", "+dark+wpl")] == ["circle", "x", "star"]
+    with pytest.raises(ValueError, match="unknown plug-in 'darc'; did you mean 'dark'"):
+        title("theirs+darc")
 
 
 # --- tables of text pages -----------------------------------------------------------------

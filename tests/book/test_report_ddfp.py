@@ -5,13 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg_book.chapters.ddfp import perturbations_table
 
 
 def run(folder: Path, miou: float, seed: int = 0, method: str = "ddfp", curve: dict | None = None, **ddfp) -> Run:
-    made = recipe(method, "digits", "1_8", "smoke", seed).as_dict()  # type: ignore[arg-type]
+    made = recipe(method, "digits", "1_8", "smoke", seed).as_dict()
     if ddfp:
         made["ddfp"] |= ddfp
     folder.mkdir()

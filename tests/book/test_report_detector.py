@@ -1,6 +1,5 @@
 """The detector's numbers by hand: boxes found and missed, the three groups of pixels, and their record."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -12,12 +11,12 @@ import toys
 from oracle import Oracle
 
 from semiseg.data.boxes import Boxes, Detections, component_boxes
-from semiseg.notebook import open_split
-from semiseg.options import WPL
-from semiseg.recipes import recipe
+from semiseg.data.open import open_split
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.training.run import train
-from semiseg_book.chapters import detector as report
+from semiseg_book.chapters import wpl as report
 
 matplotlib.use("Agg")
 THINGS = (1, 2, 3)
@@ -67,8 +66,8 @@ def test_the_picture_shows_both_kinds_of_boxes() -> None:
 
 def test_a_record_is_of_one_run_and_read_as_it_was_measured(tmp_path: Path) -> None:
     data = toys.Blobs()
-    base = recipe("mean_teacher", "digits", "1_4", "smoke")
-    base = replace(base, wpl=WPL(sure=0.0, box_score=0.0), detector=replace(base.detector, min_pixels=1))
+    base = recipe("mean_teacher", "digits", "1_4", "smoke").having(WPLOptions(sure=0.0, box_score=0.0))
+    base = base.changed({"detector.min_pixels": 1})
     run = train(base, data, open_split(data, "1_4", 0), tmp_path / "run", progress=False)
     written = report.record_detector(run, data, tmp_path / "kept", images=5)
     found, boxes, groups = report.read_record(tmp_path / "kept")

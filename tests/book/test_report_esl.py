@@ -1,6 +1,5 @@
 """Figures of the ESL chapter: the numbers they draw, by hand; what they refuse."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,11 +13,10 @@ from semiseg.data.sets.digits import Digits
 from semiseg.data.transforms import Normalize
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.methods.esl import DynamicLabels
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.types import Output
 from semiseg_book.chapters import esl as figures
-from semiseg_book.chapters import esl_parts
 
 DATA = Digits(train_scenes=8, val_scenes=12)
 IDS = DATA.val[:6]
@@ -49,7 +47,7 @@ def test_near_edge_by_hand() -> None:
 
 
 def test_dominant_classes_are_counted_by_place() -> None:
-    _, frame = figures.dominant_maps(Knowing(), DATA, IDS, DynamicLabels())
+    _, frame = figures.dominant_maps(Knowing(), DATA, IDS, DynamicLabels(0.95))
     foreground = frame[frame.pixels > 0].groupby(["place", "dominant"]).pixels.sum()
     assert set(foreground.index) >= {("inside", "1 class"), ("near an edge", "2 classes")}
     assert ("inside", "2 classes") not in foreground.index
@@ -60,10 +58,10 @@ def test_dominant_classes_are_counted_by_place() -> None:
 
 def test_the_pixel_of_figure_1_is_the_least_sure_or_the_one_asked_for() -> None:
     key = figures.most_hesitant(Knowing(), DATA, IDS)
-    _, frame = figures.hesitation(Knowing(), DATA, key, DynamicLabels())
+    _, frame = figures.hesitation(Knowing(), DATA, key, DynamicLabels(0.95))
     assert sorted(frame.probability)[-2:] == pytest.approx([0.5, 0.5], abs=1e-4)
     assert frame.dominant.sum() == 2 and frame.label.sum() == pytest.approx(1)
-    _, corner = figures.hesitation(Knowing(), DATA, key, DynamicLabels(), (0, 0))
+    _, corner = figures.hesitation(Knowing(), DATA, key, DynamicLabels(0.95), (0, 0))
     assert corner.dominant.sum() == 1
 
 
@@ -105,31 +103,31 @@ def test_figure_7a_takes_runs_without_contrast(tmp_path: Path) -> None:
 def host(parts: int = 3) -> MeanTeacher:
     torch.manual_seed(0)
     made = recipe("esl", "digits", "1_8", "smoke")
-    h = build(replace(made, esl=replace(made.esl, parts=parts)), len(DATA.classes)).eval()
+    h = build(made.changed({"esl.parts": parts}), len(DATA.classes)).eval()
     assert isinstance(h, MeanTeacher)
     if parts:
         for key in DATA.val:
             out = figures.look(h.teacher.model, DATA, key)
             h.auxiliary.parts.collected.zero_()
-            h.auxiliary.parts.collect(out.deep, esl_parts.truth_at(DATA, key, out.deep.shape[-2:]))
+            h.auxiliary.parts.collect(out.deep, figures.truth_at(DATA, key, out.deep.shape[-2:]))
     return h
 
 
 def test_pairs_have_the_role_of_their_part() -> None:
-    ids = esl_parts.of_one_class(DATA, DATA.val, 4)
+    ids = figures.of_one_class(DATA, DATA.val, 4)
     shown = [set(DATA.mask(key).unique().tolist()) - {0} for key in ids]
     assert set.intersection(*shown) and len(ids) > 1
-    frame = esl_parts.pairs(host(), DATA, ids).frame
+    frame = figures.pairs(host(), DATA, ids).frame
     positive = frame[frame.role == "positive"]
     assert positive[["class", "part"]].drop_duplicates().shape[0] == 1 and positive.image.nunique() > 1
     assert (positive["class"] == positive.anchor_class).all() and frame.cosine.between(-1.001, 1.001).all()
     assert frame.pixels.groupby(frame.image).sum().le(8 * 8).all()
     with pytest.raises(ValueError, match="without the contrast"):
-        esl_parts.pairs(host(parts=0), DATA, ids)
+        figures.pairs(host(parts=0), DATA, ids)
 
 
 def test_right_by_place_of_one_who_knows_all_but_the_edges() -> None:
-    frame = esl_parts.at_edges(DATA, IDS, {"knowing": Knowing()}).frame.set_index("place")
+    frame = figures.at_edges(DATA, IDS, {"knowing": Knowing()}).frame.set_index("place")
     assert frame.share_right["inside"] == 1 and frame.share_right["near an edge"] < 0.9
     assert frame.pixels.sum() == len(IDS) * 32 * 32
 
@@ -137,9 +135,9 @@ def test_right_by_place_of_one_who_knows_all_but_the_edges() -> None:
 def test_embeddings_are_of_the_largest_parts() -> None:
     classes = [1, 2, 3, 4]
     for h, width in ((host(), 32), (host(parts=0), 16)):
-        sample = esl_parts.embedding_sample(h, DATA, DATA.val, classes, per_part=5)
+        sample = figures.embedding_sample(h, DATA, DATA.val, classes, per_part=5)
         assert sample.shape[1] == 2 + width and set(sample.part) <= {1, 2}
         assert sample.groupby(["class", "part"]).size().max() <= 5
         assert set(sample["class"]) <= {DATA.classes[c] for c in classes}
-    drawn = esl_parts.embedding_maps({"one": sample}, dict(zip(DATA.classes, DATA.palette, strict=True))).frame
+    drawn = figures.embedding_maps({"one": sample}, dict(zip(DATA.classes, DATA.palette, strict=True))).frame
     assert len(drawn) == len(sample)

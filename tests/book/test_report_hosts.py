@@ -12,20 +12,20 @@ from mixers import LeftHalf
 from toys import Blobs, K, S, batch, student
 
 from semiseg.components import ConfidentLabels
-from semiseg.hosts.cps import CrossPseudoSupervision
-from semiseg.hosts.cutmix_seg import CutMixSegmentation
+from semiseg.hosts.cps import CPSOptions, CrossPseudoSupervision, ToggledBoxes
+from semiseg.hosts.cutmix_seg import CutMixSegmentation, CutMixSegOptions
 from semiseg.hosts.mask2former import mask_set
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.hosts.supervised import Supervised
 from semiseg.losses import pixel_cross_entropy, squared_error
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import RECORD, Run
 from semiseg.types import IGNORE, Target
-from semiseg_book.chapters import host_ideas as ideas
 from semiseg_book.chapters import hosts as figures
 
 matplotlib.use("Agg")
 DATA = Blobs()
+SURE, CROSSED = CutMixSegOptions(tau=0.0), CPSOptions()
 
 
 def network(seed: int) -> torch.nn.Module:
@@ -36,8 +36,8 @@ def network(seed: int) -> torch.nn.Module:
 def hosts() -> dict:
     return {
         "mean_teacher": MeanTeacher(student(), label=ConfidentLabels(0.0)),
-        "cutmix_seg": CutMixSegmentation(student(), tau=0.0),
-        "cps": CrossPseudoSupervision(student()),
+        "cutmix_seg": CutMixSegmentation(student(), SURE),
+        "cps": CrossPseudoSupervision(student(), CROSSED, mix=ToggledBoxes(CROSSED.boxes, CROSSED.area)),
     }
 
 
@@ -61,7 +61,7 @@ def test_the_difference_is_the_one_that_is_minimized() -> None:
     b = batch()
     for host, compare, total, over in (
         (MeanTeacher(student(), label=ConfidentLabels(0.0)), figures.per_pixel_cross_entropy, pixel_cross_entropy, ()),
-        (CutMixSegmentation(student(), tau=0.0), figures.per_pixel_squared_error, squared_error, ("sum",)),
+        (CutMixSegmentation(student(), SURE), figures.per_pixel_squared_error, squared_error, ("sum",)),
     ):
         figures.staged(host, network(1), network(2))
         (scene,) = figures.watched(host, b, seed=3)
@@ -80,7 +80,9 @@ def test_squared_error_of_hard_labels_is_drawn_as_of_one_hot_ones() -> None:
 
 
 def test_both_networks_of_cps_are_seen_as_they_live() -> None:
-    host = figures.staged(CrossPseudoSupervision(student(), mix=LeftHalf()), network(1), network(2), network(3))
+    host = figures.staged(
+        CrossPseudoSupervision(student(), CROSSED, mix=LeftHalf()), network(1), network(2), network(3)
+    )
     first, second = figures.watched(host, batch())
     for scene, mine, other in ((first, host.student, host.other), (second, host.other, host.student)):
         assert torch.equal(scene.weak.target.label, other(batch().u_weak).logits.argmax(1))
@@ -120,7 +122,7 @@ def test_pictures_undo_the_normalization() -> None:
 
 
 def test_the_panels_of_a_step() -> None:
-    host = figures.staged(CutMixSegmentation(student(), tau=0.0), network(1), network(2))
+    host = figures.staged(CutMixSegmentation(student(), SURE), network(1), network(2))
     (scene,) = figures.watched(host, batch())
     fig = figures.step(scene, DATA, (0, 2), figures.per_pixel_squared_error, who="other")
     assert [ax.get_title() for ax in fig.axes[2:4]] == ["weak view", "other's label"] and len(fig.axes) == 16
@@ -143,10 +145,10 @@ def test_labels_alone_compares_with_the_mask() -> None:
 
 
 def test_images_are_ranked_by_agreement() -> None:
-    fig, scores = ideas.by_reliability(DATA, DATA.train[:6], (network(1), network(2), network(3)), columns=3)
+    fig, scores = figures.by_reliability(DATA, DATA.train[:6], (network(1), network(2), network(3)), columns=3)
     assert scores == sorted(scores, reverse=True) and len(scores) == 6
     assert [ax.get_title() for ax in fig.axes[:3]] == [f"{scores[i]:.2f}" for i in (0, 2, 5)]
-    _, same = ideas.by_reliability(DATA, DATA.train[:2], (network(1), network(1)), columns=2)
+    _, same = figures.by_reliability(DATA, DATA.train[:2], (network(1), network(1)), columns=2)
     assert same == [1.0, 1.0]
 
 
@@ -154,14 +156,14 @@ def test_uncertain_pixels_keep_their_likeliest_classes() -> None:
     (scene,) = figures.watched(
         figures.staged(MeanTeacher(student(), label=ConfidentLabels(0.0)), network(1), network(2)), batch()
     )
-    logits, doubt = scene.mixed.teacher.logits, scene.mixed.entropy
-    uncertain = (doubt >= doubt.median()) & (scene.mixed.target.weight > 0)
-    fig = ideas.unreliable_pixels(scene.mixed, uncertain, DATA, (0, 1), low=2)
+    logits, entropy = scene.mixed.teacher.logits, scene.mixed.entropy
+    uncertain = (entropy >= entropy.median()) & (scene.mixed.target.weight > 0)
+    fig = figures.unreliable_pixels(scene.mixed, uncertain, DATA, (0, 1), low=2)
     label, possible = (np.asarray(fig.axes[i].images[0].get_array()) for i in (4, 6))
     known = scene.mixed.target.weight[0] > 0
     gray = [torch.tensor(np.isclose(plane, 224 / 255).all(-1)) for plane in (label, possible)]
     assert torch.equal(gray[0], ~(known & ~uncertain[0])) and torch.equal(gray[1], ~uncertain[0])
-    kept = ideas.candidates(logits, uncertain, 2)
+    kept = figures.candidates(logits, uncertain, 2)
     assert ((kept > 0).sum(1) == 2 * uncertain).all()
     torch.testing.assert_close(kept.sum(1), uncertain.float())
     assert torch.equal(kept.argmax(1)[uncertain], logits.argmax(1)[uncertain])
@@ -172,8 +174,10 @@ def test_a_label_map_is_the_sum_of_its_masks() -> None:
     masks = mask_set(target, 1)
     assert sorted(masks) == batch().y[1][batch().y[1] != IGNORE].unique().tolist()
     assert torch.equal(torch.stack(list(masks.values())).sum(0), target.weight[1].long())
-    (scene,) = figures.watched(figures.staged(CutMixSegmentation(student()), network(1), network(2)), batch())
-    fig = ideas.sets_of_masks(scene.labeled, DATA, (0, 1), most=2)
+    (scene,) = figures.watched(
+        figures.staged(CutMixSegmentation(student(), CutMixSegOptions()), network(1), network(2)), batch()
+    )
+    fig = figures.sets_of_masks(scene.labeled, DATA, (0, 1), most=2)
     sizes = torch.stack([mask.sum() for mask in mask_set(target, 0).values()]).sort(descending=True).values
     drawn = [float(np.asarray(ax.images[0].get_array()).sum()) for ax in fig.axes[4::2]]
     assert len(fig.axes) == 8 and drawn == sizes[:2].tolist()

@@ -10,17 +10,15 @@ import pandas as pd
 import pytest
 import torch
 import toys
-from test_report_wpl import Oracle
+from oracle import Oracle
 
 from semiseg.data.loader import training_batches
 from semiseg.data.splits import seeded_split
-from semiseg.methods.upc import scores, top_patches
-from semiseg.options import UPC
-from semiseg.recipes import recipe
+from semiseg.methods.upc import UPCOptions, scores, top_patches
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.types import IGNORE, Target, View
 from semiseg_book.chapters import upc as figures
-from semiseg_book.chapters import upc_patches as patches
 
 S = 16
 
@@ -44,12 +42,12 @@ def scene() -> View:
     label[0, 8, 8:12] = 3
     truth[0, 15] = IGNORE
     truth[1, :4, :4] = label[1, :4, :4] = 1
-    doubt = torch.full((2, S, S), 0.01)
-    doubt[0, 0:4, 4:8], doubt[0, 8:12, 8:12] = 1.0, 0.5
+    uncertainty = torch.full((2, S, S), 0.01)
+    uncertainty[0, 0:4, 4:8], uncertainty[0, 8:12, 8:12] = 1.0, 0.5
     known = torch.ones(2, S, S)
     known[1, :, 12:] = 0
     image = torch.randn(2, 3, S, S, generator=torch.Generator().manual_seed(0))
-    return View(image, Target(label, known, known), entropy=doubt, hidden=truth)
+    return View(image, Target(label, known, known), entropy=uncertainty, hidden=truth)
 
 
 def donors() -> View:
@@ -60,7 +58,7 @@ def donors() -> View:
 
 
 def test_one_row_per_patch() -> None:
-    stats = patches.patch_stats(scene(), ["a", "b"])
+    stats = figures.patch_stats(scene(), ["a", "b"])
     assert len(stats) == 32 and stats.groupby("image").size().tolist() == [16, 16]
     at = stats.set_index(["image", "row", "col"])
     wild, mild, last = at.loc[("a", 0, 1)], at.loc[("a", 2, 2)], at.loc[("a", 3, 0)]
@@ -79,7 +77,7 @@ def test_one_row_per_patch() -> None:
 
 def test_ranks_are_the_choice_of_the_method() -> None:
     view = scene()
-    stats = patches.patch_stats(view, ["a", "b"], 3)
+    stats = figures.patch_stats(view, ["a", "b"], 3)
     for select, rank in (("uncertainty", "rank"), ("oracle", "oracle_rank"), ("oracle_area", "area_rank")):
         for k in range(10):
             chosen = top_patches(scores(view, 3, select), k).flatten().numpy()
@@ -88,12 +86,12 @@ def test_ranks_are_the_choice_of_the_method() -> None:
 
 def test_statistics_need_a_truth() -> None:
     with pytest.raises(ValueError, match="the oracle needs true masks"):
-        patches.patch_stats(replace(scene(), hidden=torch.full((2, S, S), IGNORE)), ["a", "b"])
+        figures.patch_stats(replace(scene(), hidden=torch.full((2, S, S), IGNORE)), ["a", "b"])
 
 
 def test_whole_images_one_after_the_other() -> None:
     data = toys.Blobs()
-    stats = patches.image_stats(Oracle(8), data, data.val)
+    stats = figures.image_stats(Oracle(8), data, data.val)
     assert stats.image.unique().tolist() == list(data.val) and stats.n_pixels.sum() == 4 * 32 * 32
     assert (stats[stats.col == 0].noise_area == 64).all() and (stats[stats.col > 0].noise_area == 0).all()
 
@@ -101,10 +99,10 @@ def test_whole_images_one_after_the_other() -> None:
         def mask(self, key):
             return None
 
-    assert patches.image_stats(Oracle(), Unlabeled(), data.val).empty
+    assert figures.image_stats(Oracle(), Unlabeled(), data.val).empty
 
 
-# --- does doubt find the noise? ---------------------------------------------------------------
+# --- does uncertainty find the noise? ---------------------------------------------------------
 
 
 def frame(entropy: list[float], noise: list[int], image: str = "a") -> pd.DataFrame:
@@ -118,17 +116,17 @@ def frame(entropy: list[float], noise: list[int], image: str = "a") -> pd.DataFr
 
 def test_correlations_by_hand() -> None:
     same = frame([4.0, 3, 2, 1], [100, 3, 2, 1])
-    table = patches.correlations(same)
+    table = figures.correlations(same)
     assert table.loc["all patches", "Spearman"] == pytest.approx(1) and table.loc["all patches", "Pearson"] < 0.9
     turned = frame([1.0, 2, 3, 4], [4, 3, 2, 1], "b")
     without = frame([1.0, 2, 3, 4], [0, 0, 0, 0], "c")
-    table = patches.correlations(pd.concat([same, turned, without]))
+    table = figures.correlations(pd.concat([same, turned, without]))
     assert table.loc["within an image, mean", "Spearman"] == pytest.approx(0), "1 and -1; the third has no noise"
 
 
 def test_precision_and_recall_by_hand() -> None:
     stats = frame([4.0, 3, 2, 1], [3, 0, 6, 1])
-    table = patches.found(stats).set_index(["selector", "k"])
+    table = figures.found(stats).set_index(["selector", "k"])
     assert table.loc[("uncertainty", 1), ["recall", "precision"]].tolist() == [30, 30]
     assert table.loc[("uncertainty", 3), ["recall", "precision", "area"]].tolist() == pytest.approx([90, 30, 75])
     assert table.loc[("oracle", 1), ["recall", "precision"]].tolist() == [60, 60]
@@ -138,14 +136,14 @@ def test_precision_and_recall_by_hand() -> None:
     ].tolist() == pytest.approx([80, 80, 5 / 3])
     for selector in ("uncertainty", "oracle", "random"):
         assert table.loc[(selector, 4), ["recall", "precision", "area"]].tolist() == [100, 25, 100]
-    assert patches.found(stats, (2,)).k.unique().tolist() == [2]
-    clean = patches.found(frame([4.0, 3, 2, 1], [0, 0, 0, 0]))
+    assert figures.found(stats, (2,)).k.unique().tolist() == [2]
+    clean = figures.found(frame([4.0, 3, 2, 1], [0, 0, 0, 0]))
     assert clean.recall.isna().all() and (clean.precision == 0).all()
 
 
 def test_random_is_the_mean_of_draws() -> None:
-    stats = patches.patch_stats(scene(), ["a", "b"])
-    expected = patches.found(stats, (5,)).set_index("selector").loc["random", "recall"]
+    stats = figures.patch_stats(scene(), ["a", "b"])
+    expected = figures.found(stats, (5,)).set_index("selector").loc["random", "recall"]
     noise, g = stats.noise_area.to_numpy().reshape(2, 16), np.random.default_rng(0)
     draws = [sum(row[g.permutation(16)[:5]].sum() for row in noise) / noise.sum() for _ in range(4000)]
     assert expected == pytest.approx(100 * np.mean(draws), abs=1.5)
@@ -153,7 +151,7 @@ def test_random_is_the_mean_of_draws() -> None:
 
 def test_what_is_left_of_objects() -> None:
     stats = pd.concat([frame([4.0, 3, 2, 1], [0] * 4), frame([1.0, 2, 3, 4], [0] * 4, "b")])
-    table = patches.objects_left(stats, (1, 2, 4))
+    table = figures.objects_left(stats, (1, 2, 4))
     assert table.loc[1].tolist() == [pytest.approx((20 + 100) / 2), 50]
     assert table.loc[2].tolist() == [pytest.approx((0 + 100) / 2), 50] and table.loc[4].tolist() == [0, 100]
 
@@ -161,8 +159,11 @@ def test_what_is_left_of_objects() -> None:
 # --- records ----------------------------------------------------------------------------------
 
 
-def run(root: Path, method: str, seed: int, miou: float, upc: UPC | None = None, lists: str = "a", **last) -> Run:
-    made = replace(recipe(method, "digits", "1_8", "tiny", seed), upc=upc)
+def run(
+    root: Path, method: str, seed: int, miou: float, upc: UPCOptions | None = None, lists: str = "a", **last
+) -> Run:
+    made = recipe(method, "digits", "1_8", "tiny", seed)
+    made = made if upc is None else made.having(upc)
     scored = {"teacher": {"miou": miou}, "student": {"miou": miou}}
     record = {"recipe": made.as_dict(), "last": scored, "data": {"sha256": "d"}, "split": {"sha256": lists}}
     folder = root / f"{made.label}-{seed}-{len(list(root.iterdir()))}"
@@ -174,41 +175,41 @@ def run(root: Path, method: str, seed: int, miou: float, upc: UPC | None = None,
 
 def test_hosts_side_by_side(tmp_path: Path) -> None:
     runs = [run(tmp_path, "cps", s, m) for s, m in ((0, 0.5), (1, 0.6), (2, 0.9))]
-    runs += [run(tmp_path, "cps", s, m, UPC()) for s, m in ((0, 0.52), (1, 0.66))]
+    runs += [run(tmp_path, "cps", s, m, UPCOptions()) for s, m in ((0, 0.52), (1, 0.66))]
     runs += [run(tmp_path, "u2pl", 0, 0.5)]
-    table = patches.beside_host(runs, ["cps", "u2pl"])
+    table = figures.beside_host(runs, ["cps", "u2pl"])
     assert table.values.tolist() == [["CPS", "1_8", 2, 55.0, 59.0, 4.0, round(float(np.std([2, 6], ddof=1)), 2)]]
     with pytest.raises(ValueError, match="must not be compared"):
-        patches.beside_host([*runs, run(tmp_path, "u2pl", 0, 0.5, UPC(), lists="b")], ["u2pl"])
+        figures.beside_host([*runs, run(tmp_path, "u2pl", 0, 0.5, UPCOptions(), lists="b")], ["u2pl"])
 
 
 def test_noise_of_hosts_is_read_from_the_last_epoch(tmp_path: Path) -> None:
     values = ((0, 0.1, 0.04), (1, 0.2, 0.06))
     runs = [
-        run(tmp_path, "cps", s, 0.5, UPC(), noise_before=a, noise_after=b, replaced=0.2) for s, a, b in values
+        run(tmp_path, "cps", s, 0.5, UPCOptions(), noise_before=a, noise_after=b, replaced=0.2) for s, a, b in values
     ]  # fmt: skip
-    table = patches.noise_of_hosts([*runs, run(tmp_path, "cps", 0, 0.5)])
+    table = figures.noise_of_hosts([*runs, run(tmp_path, "cps", 0, 0.5)])
     assert table.loc["CPS"].tolist() == [15.0, 5.0, 20.0]
-    assert patches.noise_of_hosts([]).empty
+    assert figures.noise_of_hosts([]).empty
 
 
 def test_hosts_without_pasting_stand_beside_their_own_pasting_and_upc(tmp_path: Path) -> None:
     runs = [run(tmp_path, "mean_teacher", seed, 0.6) for seed in range(3)]
-    runs += [run(tmp_path, "mean_teacher", seed, 0.5, UPC()) for seed in range(3)]
-    runs += [run(tmp_path, "mean_teacher", seed, 0.7 + seed / 10, UPC(k=(0,))) for seed in range(2)]
-    runs += [run(tmp_path, "cps", 0, 0.9), run(tmp_path, "cps", 0, 0.9, UPC(k=(5,)))]
-    (row,) = patches.without_pasting(runs).to_dict("records")
+    runs += [run(tmp_path, "mean_teacher", seed, 0.5, UPCOptions()) for seed in range(3)]
+    runs += [run(tmp_path, "mean_teacher", seed, 0.7 + seed / 10, UPCOptions(k=(0,))) for seed in range(2)]
+    runs += [run(tmp_path, "cps", 0, 0.9), run(tmp_path, "cps", 0, 0.9, UPCOptions(k=(5,)))]
+    (row,) = figures.without_pasting(runs).to_dict("records")
     assert row == {
         "host": "mean teacher", "split": "1_8", "seeds": 2, "its own pasting": 60, "nothing pasted": 75, "UPC": 50,
     }  # fmt: skip
-    assert patches.without_pasting(runs[:6]).empty
+    assert figures.without_pasting(runs[:6]).empty
 
 
 def test_ablations_say_what_differs(tmp_path: Path) -> None:
-    variants = (UPC(), UPC(k=(5,)), UPC(k=(5,), select="random"), UPC(replace="box"))
+    variants = (UPCOptions(), UPCOptions(k=(5,)), UPCOptions(k=(5,), select="random"), UPCOptions(replace="box"))
     runs = [run(tmp_path, "stpp", 0, 0.5 + i / 10, u) for i, u in enumerate(variants)]
-    runs += [run(tmp_path, "stpp", 1, 0.7, UPC()), run(tmp_path, "stpp", 1, 0.1)]
-    table = patches.ablations(runs).set_index("changed")
+    runs += [run(tmp_path, "stpp", 1, 0.7, UPCOptions()), run(tmp_path, "stpp", 1, 0.1)]
+    table = figures.ablations(runs).set_index("changed")
     assert table.index.tolist() == ["default", "k = [5]", "k = [5], select = random", "replace = box"]
     assert table.loc["default", ["mean", "seeds"]].tolist() == [60.0, 2] and table.loc["replace = box", "mean"] == 80
     assert (table.method == "ST++ + UPC").all()
@@ -224,9 +225,9 @@ def outlined(ax) -> list[tuple[float, float]]:
 def test_located_patches_are_outlined_and_replaced() -> None:
     view = scene()
     figure = figures.located(view, donors(), toys.Blobs(), [0], k=(1, 2))
-    image, doubt, first, second, label, errors, under, _ = figure.axes
-    assert outlined(doubt) == outlined(second) == [(4, 0), (8, 8)] and outlined(first) == outlined(under) == [(4, 0)]
-    assert [t.get_text() for t in doubt.texts] == ["1", "2"] and not image.patches
+    image, entropy, first, second, label, errors, under, _ = figure.axes
+    assert outlined(entropy) == outlined(second) == [(4, 0), (8, 8)] and outlined(first) == outlined(under) == [(4, 0)]
+    assert [t.get_text() for t in entropy.texts] == ["1", "2"] and not image.patches
     before, after = (ax.images[0].get_array() for ax in (image, first))
     changed = (before != after).any(-1)
     assert changed[0:4, 4:8].all() and changed.sum() == 16
@@ -258,8 +259,8 @@ def test_an_image_without_truth_has_no_errors() -> None:
 
 
 def test_curves_show_the_numbers() -> None:
-    stats = patches.patch_stats(scene(), ["a", "b"])
-    table = patches.found(stats)
+    stats = figures.patch_stats(scene(), ["a", "b"])
+    table = figures.found(stats)
     figure = figures.noise_found(table, stats)
     left, middle, _ = figure.axes
     share = left.lines[0].get_ydata()
@@ -268,7 +269,7 @@ def test_curves_show_the_numbers() -> None:
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:
-    one = run(tmp_path, "cps", 0, 0.5, UPC(), noise_before=0.1, noise_after=0.04, replaced=0.2)
+    one = run(tmp_path, "cps", 0, 0.5, UPCOptions(), noise_before=0.1, noise_after=0.04, replaced=0.2)
     left, right = figures.mixing_curves(one).axes
     assert [line.get_ydata()[-1] for line in left.lines[:2]] == pytest.approx([10, 4])
     assert right.lines[0].get_ydata()[-1] == pytest.approx(20)
@@ -278,7 +279,7 @@ def test_a_batch_as_a_host_sees_it() -> None:
     data = toys.Blobs()
     split = seeded_split(data.train, "1_4", 0)
     batch = next(iter(training_batches(data, split, crop=24, batch=4, steps=1, seed=0, scale=(0.5, 0.6))))
-    own, labeled = patches.look(Oracle().eval(), batch)
+    own, labeled = figures.look(Oracle().eval(), batch)
     assert not batch.u_valid.all() and (own.entropy[~batch.u_valid] == 0).all()
     assert torch.equal(own.target.denominator > 0, batch.u_valid) and torch.equal(own.hidden, batch.u_hidden)
     assert torch.equal(labeled.target.weight > 0, batch.y != IGNORE)

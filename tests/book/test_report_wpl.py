@@ -12,9 +12,8 @@ import toys
 from oracle import Oracle
 from torch import Tensor
 
-from semiseg.methods.wpl import RankWeight
-from semiseg.options import WPL
-from semiseg.recipes import recipe, with_alpha
+from semiseg.methods.wpl import RankWeight, WPLOptions
+from semiseg.recipe import recipe, with_alpha
 from semiseg.runs import Run
 from semiseg.types import View
 from semiseg_book.chapters import wpl as report
@@ -43,7 +42,7 @@ def test_steadiness_is_0_for_equal_features_and_grows_with_their_spread() -> Non
 
 def made(folder: Path, miou: float, alpha: float = 1.0, **options: object) -> Run:
     """A record whose last epoch has 3 right pixels for each wrong one, at twice the weight."""
-    base = replace(recipe("unimatch", "digits", "1_8", "smoke"), wpl=WPL(**options))  # type: ignore[arg-type]
+    base = recipe("unimatch", "digits", "1_8", "smoke").having(WPLOptions(**options))  # type: ignore[arg-type]
     last = {"pseudo_label_accuracy": 0.75, "weight_right": 0.8, "weight_wrong": 0.4, "weight": 0.7}
     folder.mkdir()
     metrics = {"epoch": [1, 2], **{name: [0.5, value] for name, value in last.items()}}
@@ -79,17 +78,17 @@ def test_mean_weights_tell_right_from_wrong(tmp_path: Path) -> None:
         def forward(self, view: View) -> Tensor:
             return torch.full(view.target.hard.shape, 0.75).index_fill(2, torch.arange(8), 0.25)
 
-    table = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 0.9)
+    table = report.mean_weights(Oracle(8), ByColumn(4, 4, WPLOptions(k=1)), data, data.val, 0.9)
     assert table.loc["all", "right: pixels"] == 4 * 32 * 24 and table.loc["all", "wrong: pixels"] == 4 * 32 * 8
     assert table.loc["all", "right: mean W"] == 0.75 and table.loc["all", "wrong: mean W"] == 0.25
     assert table.iloc[:4].filter(like="pixels").sum().tolist() == table.loc["all"].filter(like="pixels").tolist()
-    none = report.mean_weights(Oracle(8), ByColumn(4, 4, k=1), data, data.val, 1.1)
+    none = report.mean_weights(Oracle(8), ByColumn(4, 4, WPLOptions(k=1)), data, data.val, 1.1)
     assert none.loc["all", "right: pixels"] == 0 and pd.isna(none.loc["all", "right: mean W"])
 
 
 def test_pictures_show_weights() -> None:
     data = toys.Blobs()
-    weigher = RankWeight(4, 4, k=1, offset=0.0)
+    weigher = RankWeight(4, 4, WPLOptions(k=1, offset=0.0))
     weigher.labeled.push(torch.eye(4), torch.arange(4), quota=4)
     figure = report.weights(Oracle(8), weigher, data, data.val[:2])
     shown = figure.axes[4].images[0].get_array()

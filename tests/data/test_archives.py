@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.data.fetch.archives import unpack
 from semiseg.data.fetch import archives
+from semiseg.data.fetch.archives import unpack
 
 GOOD = {"top/set/a.txt": b"a", "top/set/b/c.txt": b"c", "top/other.txt": b"o"}
 

@@ -10,9 +10,9 @@ import pytest
 import trees
 
 from semiseg.data.inspect.report import inspect
+from semiseg.data.open import open_data, open_split
 from semiseg.data.sets.camvid import CLASSES, CamVid
-from semiseg.notebook import open_data, open_split
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.training.run import train
 
 

@@ -11,9 +11,9 @@ import torch
 import trees
 
 from semiseg.data.inspect.report import inspect
+from semiseg.data.open import open_data, open_split
 from semiseg.data.sets.cityscapes import CLASSES, Cityscapes
 from semiseg.data.splits import split_from_files
-from semiseg.notebook import open_data, open_split
 
 TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "ulm_000000_000019", "ulm_000001_000019")
 TRAIN_ID = {

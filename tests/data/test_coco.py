@@ -12,12 +12,12 @@ import trees
 
 from semiseg.data.cached import Cached
 from semiseg.data.inspect.report import inspect
+from semiseg.data.open import open_data, open_split
 from semiseg.data.sets.coco import CLASS_OF, CLASSES, COCO, write_masks
 from semiseg.data.sets.digits import Digits
 from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import split_from_files
 from semiseg.data.unlabeled import WithUnlabeled
-from semiseg.notebook import open_data, open_split
 
 TRAIN, VAL = ("000000000009", "000000000025", "000000000030"), ("000000000139",)
 PERSON, DOG, TOOTHBRUSH, GRASS = 1, 18, 90, 193

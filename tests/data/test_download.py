@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from web import Site, serving
 
+from semiseg.data.fetch import download as module
 from semiseg.data.fetch.download import DownloadError, WrongHash, download, megabytes, part_of
-from semiseg.data.fetch.sets import download as module
 
 BODY = bytes(range(256)) * 40  # 10240 bytes
 SHA = f"sha256:{hashlib.sha256(BODY).hexdigest()}"

@@ -12,8 +12,8 @@ import pytest
 
 from semiseg.data import families
 from semiseg.data.families import FAMILIES, ListFile, list_files, partitions, published_split
-from semiseg.notebook import open_split, parse_split
-from semiseg.recipes import recipe
+from semiseg.data.open import open_split, parse_split
+from semiseg.recipe import recipe
 from semiseg.runs import RECORD, Run
 from semiseg_book import tables
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from web import Site, serving
 
-from semiseg.data.fetch.download import DownloadError, WrongHash
-from semiseg.data.fetch.sets import fetched, instructions
 from semiseg.data.fetch import download
 from semiseg.data.fetch import sets as fetch
+from semiseg.data.fetch.download import DownloadError, WrongHash
+from semiseg.data.fetch.sets import fetched, instructions
 from semiseg.data.fetch.sources import SOURCES
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 from semiseg.data.checks import check
 from semiseg.data.classes import read_classes
 from semiseg.data.inspect.report import inspect, to_text
+from semiseg.data.open import open_data, open_split
 from semiseg.data.sets.folder import Folder
 from semiseg.data.splits import split_from_files, write_lists
-from semiseg.notebook import open_data, open_split
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.training.run import train
 
 

@@ -10,10 +10,11 @@ import torch
 import toys
 from safetensors.torch import load_file
 
-from semiseg.build import build
+from semiseg.build import build, mixer
 from semiseg.components import CutMix
 from semiseg.data.boxes import Boxes, Detections, component_boxes, planes
 from semiseg.data.loader import TrainingStream
+from semiseg.data.open import open_split
 from semiseg.data.splits import Split, first
 from semiseg.data.transforms import WeakView
 from semiseg.hosts.ael import AdaptiveCutMix, ConfidenceBank
@@ -21,13 +22,12 @@ from semiseg.hosts.augseg import AdaptiveInjection
 from semiseg.hosts.cps import ToggledBoxes
 from semiseg.hosts.u2pl import ClassMix
 from semiseg.hosts.unimatch import RandomBox
-from semiseg.methods.upc_controls import mixer_of
-from semiseg.notebook import open_split
-from semiseg.options import UPC, WPL
-from semiseg.recipes import recipe
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, keep
 from semiseg.training.run import train
-from semiseg.types import IGNORE, Output, Target, View
+from semiseg.types import IGNORE, Mixer, Output, Target, View
 
 ALL = (1, 2, 3)
 
@@ -71,9 +71,9 @@ def test_batches_bring_planes_that_match_the_hidden_masks() -> None:
     assert min(agree) > 0.9 and with_boxes.u_boxes[:, 0].sum() == 0
 
 
-def small(method: str = "mean_teacher", **options: object):
+def small(method: str = "mean_teacher", **options: object) -> Recipe:
     base = recipe(method, "digits", "1_4", "smoke")
-    return replace(base, wpl=WPL(**{"sure": 0.0} | options), detector=replace(base.detector, min_pixels=1))
+    return base.having(WPLOptions(**{"sure": 0.0} | options)).changed({"detector.min_pixels": 1})
 
 
 def test_training_makes_detections_keeps_them_with_the_run_and_names_them(tmp_path: Path) -> None:
@@ -142,16 +142,22 @@ def painted(b: int = 4, side: int = 32) -> View:
     return View(image, Target(label, ones, ones), output, entropy=torch.rand(b, side, side), boxes=inside)
 
 
+def upc(**options: str) -> Mixer:
+    made = mixer(recipe("mean_teacher").having(UPCOptions(**options)), None, classes=2)
+    assert made is not None
+    return made
+
+
 BANK = ConfidenceBank(2)
 MIXERS = {
     "cutmix": CutMix(p=1.0),
     "unimatch": RandomBox(p=1.0),
-    "augseg": AdaptiveInjection(adaptive=False),
+    "augseg": AdaptiveInjection((8.0, 2.0), (4.0, 4.0), adaptive=False),
     "ael": AdaptiveCutMix(BANK, least=0.01),
     "classmix": ClassMix(p=1.0),
-    "toggled": ToggledBoxes(),
-    **{f"upc-{rows}": mixer_of(UPC(rows=rows)) for rows in ("sample", "all")},
-    **{f"upc-{kind}": mixer_of(UPC(replace=kind)) for kind in ("box", "copy_paste", "erase", "erase_pixels")},
+    "toggled": ToggledBoxes(3, (0.25, 0.5)),
+    **{f"upc-{rows}": upc(rows=rows) for rows in ("sample", "all")},
+    **{f"upc-{kind}": upc(replace=kind) for kind in ("box", "copy_paste", "erase", "erase_pixels")},
 }
 
 
@@ -203,7 +209,8 @@ def test_cutout_leaves_boxes_where_they_are_and_confirms_nothing_inside() -> Non
 def test_a_paused_run_ends_with_the_same_banks_and_weights(method: str, tmp_path: Path) -> None:
     data = toys.Blobs()
     split, shared = open_split(data, "1_4", 0), tmp_path / "boxes.safetensors"
-    r = replace(small(method, box_score=0.0), upc=UPC() if method == "u2pl" else None)
+    r = small(method, box_score=0.0)
+    r = r.having(UPCOptions()) if method == "u2pl" else r
     go = partial(train, r, data, split, progress=False, detections=shared)
     whole = go(tmp_path / "whole")
     pause = 7 if method == "stpp" else 2

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from semiseg.data.fetch.sbd import blended_masks, read_sbd
+from semiseg.data.open import open_data, open_split
 from semiseg.data.sets.voc import VOC, voc_palette
-from semiseg.notebook import open_data, open_split
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.training.run import train
 
 

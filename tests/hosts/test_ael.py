@@ -7,7 +7,7 @@ import toys
 from torch import Tensor
 
 from semiseg.components import ConfidentLabels, NoMix
-from semiseg.hosts.ael import AEL, AdaptiveCutMix, ConfidenceBank, CopyPaste
+from semiseg.hosts.ael import AEL, AdaptiveCutMix, AELOptions, ConfidenceBank, CopyPaste
 from semiseg.types import IGNORE, Output, Target, View
 
 
@@ -76,7 +76,7 @@ def test_copy_paste_moves_only_pixels_of_the_drawn_class_with_their_labels() -> 
     y[1, 8:24, 8:24] = 2
     pasted = 0
     for _ in range(20):
-        new_x, new_y = CopyPaste(bank(0.0, 1.0, -60.0), p=1.0)(x, y)
+        new_x, new_y = CopyPaste(bank(0.0, 1.0, -60.0), p=1.0, number=1)(x, y)
         changed = new_y[0] != 0
         assert set(new_y[0].unique().tolist()) <= {0, 2}
         if changed.any():
@@ -85,13 +85,13 @@ def test_copy_paste_moves_only_pixels_of_the_drawn_class_with_their_labels() -> 
         assert torch.equal(new_x[0][:, ~changed], x[0][:, ~changed])
         assert torch.equal(new_y[1][y[1] == 2], y[1][y[1] == 2])
     assert pasted > 10
-    assert CopyPaste(bank(0, 0), p=0.0)(x, y)[1].equal(y) and y.sum() == 2 * 16 * 16, "inputs stay as they are"
+    assert CopyPaste(bank(0, 0), 0.0, 1)(x, y)[1].equal(y) and y.sum() == 2 * 16 * 16, "inputs stay as they are"
 
 
-def host(**options) -> AEL:
+def host(on_labeled: bool = True, **seams) -> AEL:
     torch.manual_seed(0)
-    made = ConfidenceBank(toys.K)
-    return AEL(toys.student(), made, label=ConfidentLabels(0.0), **options).train()
+    own, made = AELOptions(on_labeled=on_labeled), ConfidenceBank(toys.K)
+    return AEL(toys.student(), own, made, label=ConfidentLabels(0.0), **seams).train()
 
 
 def test_consistency_is_weighted_by_squared_confidence_and_sampled_by_the_students_class() -> None:
@@ -140,6 +140,6 @@ def test_labels_of_pasted_pixels_reach_the_supervised_term() -> None:
             return x, torch.full_like(y, 3)
 
     h = host(criterion=criterion)
-    h.paste = Nothing(h.bank)
+    h.paste = Nothing(h.bank, p=0.5, number=1)
     h.losses(toys.batch(), 0.5)
     assert (seen[0].label == 3).all()

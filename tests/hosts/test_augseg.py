@@ -7,14 +7,16 @@ import torch
 import toys
 from torch import Tensor
 
-from semiseg.components import ConfidentLabels
+from semiseg.build import build
 from semiseg.data.intensity import CHANGES, RandomIntensity
 from semiseg.hosts import augseg as module
-from semiseg.hosts.augseg import AdaptiveInjection, augseg, image_confidence
+from semiseg.hosts.augseg import AdaptiveInjection, AugSegOptions, image_confidence
 from semiseg.hosts.mean_teacher import MeanTeacher
+from semiseg.recipe import recipe
 from semiseg.types import Output, Target, View
 
 B, K, SIDE = 6, 4, 64
+INJECT, CUT = AugSegOptions().inject, AugSegOptions().cut
 
 
 def output(logits: Tensor) -> Output:
@@ -51,10 +53,10 @@ def test_padding_does_not_enter_the_confidence() -> None:
 def test_a_sure_teacher_lets_no_label_in_and_an_unsure_one_all() -> None:
     torch.manual_seed(0)
     for _ in range(20):
-        assert AdaptiveInjection()(*views(certain=True)).source.max() < B
-    shares = [(AdaptiveInjection()(*views(certain=False)).source >= B).float().mean() for _ in range(100)]
+        assert AdaptiveInjection(INJECT, CUT)(*views(certain=True)).source.max() < B
+    shares = [(AdaptiveInjection(INJECT, CUT)(*views(certain=False)).source >= B).float().mean() for _ in range(100)]
     assert 0.01 < torch.stack(shares).mean() < 0.16
-    always = [(AdaptiveInjection(adaptive=False)(*views(certain=True)).source >= B).any() for _ in range(5)]
+    always = [(AdaptiveInjection(INJECT, CUT, False)(*views(certain=True)).source >= B).any() for _ in range(5)]
     assert any(always)
 
 
@@ -65,7 +67,7 @@ def test_labeled_pixels_arrive_by_way_of_the_partner(monkeypatch: pytest.MonkeyP
     made = iter([left, upper])
     monkeypatch.setattr(module, "_boxes", lambda *_: next(made))
     monkeypatch.setattr(torch, "randperm", lambda n, device=None: (torch.arange(n) + 1) % n)
-    source = AdaptiveInjection()(*views(certain=False)).source
+    source = AdaptiveInjection(INJECT, CUT)(*views(certain=False)).source
     for i in range(B):
         partner = (i + 1) % B
         assert source[i, 0, -1] == partner and source[i, -1, 0] == source[i, -1, -1] == i
@@ -75,10 +77,10 @@ def test_labeled_pixels_arrive_by_way_of_the_partner(monkeypatch: pytest.MonkeyP
 def test_fewer_labeled_images_than_unlabeled_ones_are_enough() -> None:
     own, _ = views(certain=False)
     _, few = views(certain=False, b=2)
-    assert max(int(AdaptiveInjection()(own, few).source.max()) for _ in range(20)) < B + 2
+    assert max(int(AdaptiveInjection(INJECT, CUT)(own, few).source.max()) for _ in range(20)) < B + 2
 
 
-@pytest.mark.parametrize(("beta", "share"), [((8.0, 2.0), 0.16), ((4.0, 4.0), 0.36)])
+@pytest.mark.parametrize(("beta", "share"), [(INJECT, 0.16), (CUT, 0.36)])
 def test_areas_are_the_measured_ones(beta: tuple[float, float], share: float) -> None:
     torch.manual_seed(0)
     found = torch.stack([module._boxes(beta, 8, SIDE, SIDE, torch.device("cpu")).float().mean() for _ in range(400)])
@@ -87,7 +89,11 @@ def test_areas_are_the_measured_ones(beta: tuple[float, float], share: float) ->
 
 def test_bad_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="parameters of Beta must be > 0"):
-        AdaptiveInjection(inject=(0.0, 1.0))
+        AugSegOptions(inject=(0.0, 1.0))
+    with pytest.raises(ValueError, match="parameters of Beta must be > 0"):
+        AugSegOptions(cut=(4.0, -4.0))
+    with pytest.raises(ValueError, match=r"augseg\.changes should be greater than 0, got 0"):
+        AugSegOptions(changes=0)
 
 
 # --- the host and its strong view -----------------------------------------------------------
@@ -95,7 +101,8 @@ def test_bad_parameters_are_refused() -> None:
 
 def test_the_teacher_is_the_student_while_it_is_copied_and_the_unlabeled_term_is_active() -> None:
     torch.manual_seed(0)
-    host = augseg(toys.student(), label=ConfidentLabels(0.0), copy_until=0.5).train()
+    made = recipe("augseg", "digits", "1_8", "smoke").changed({"augseg.copy_epochs": 2})  # of 4
+    host = build(made, K).train()
     assert isinstance(host, MeanTeacher) and host.divisor == "valid"
     assert host.losses(toys.batch(), 0.1).losses["unlabeled"] > 0
     for expected_copy, t in ((True, 0.1), (False, 0.6)):

@@ -1,17 +1,17 @@
 """Every scheme with every plug-in, by argument alone: a step is finite, learns from unlabeled pixels, and is logged."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import toys
 
 from semiseg.build import build
-from semiseg.options import UPC, WPL
-from semiseg.recipes import METHODS, recipe, with_alpha
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import recipe, with_alpha
+from semiseg.registry import methods
 from semiseg.types import Batch
 
-UNLABELED = [method for method in METHODS if method != "supervised"]
+UNLABELED = [name for name, method in methods().items() if method.unlabeled]
 
 
 def batch(method: str) -> Batch:
@@ -26,12 +26,17 @@ def batch(method: str) -> Batch:
     return extra._replace(u_strong=torch.cat((one.u_strong, one.u_strong.flip(1)))) if method == "unimatch" else extra
 
 
-@pytest.mark.parametrize("wpl", [None, WPL(sure=0.0)], ids=["", "wpl"])
-@pytest.mark.parametrize("upc", [None, UPC(), UPC(rows="all")], ids=["", "upc", "upc-rows"])
+def test_labels_alone_are_learned_from_by_one_method_alone() -> None:
+    assert set(methods()) - set(UNLABELED) == {"supervised"}
+
+
+@pytest.mark.parametrize("wpl", [None, WPLOptions(sure=0.0)], ids=["", "wpl"])
+@pytest.mark.parametrize("upc", [None, UPCOptions(), UPCOptions(rows="all")], ids=["", "upc", "upc-rows"])
 @pytest.mark.parametrize("method", UNLABELED)
-def test_one_step(method: str, upc: UPC | None, wpl: WPL | None) -> None:
+def test_one_step(method: str, upc: UPCOptions | None, wpl: WPLOptions | None) -> None:
     torch.manual_seed(0)
-    host = build(replace(recipe(method, "digits", "1_8", "smoke"), upc=upc, wpl=wpl), toys.K).train()
+    plugged = [part for part in (upc, wpl) if part is not None]
+    host = build(recipe(method, "digits", "1_8", "smoke").having(*plugged), toys.K).train()
     step = host.losses(batch(method), 0.9)
     assert all(torch.isfinite(loss) for loss in step.losses.values())
     of_unlabeled = [loss for name, loss in step.losses.items() if not name.startswith(("labeled", "auxiliary"))]
@@ -56,7 +61,7 @@ def test_alpha_scales_the_unlabeled_terms_of_wpls_hosts_alone(method: str) -> No
     found = []
     for alpha in (1.0, 0.4, 0.0):
         torch.manual_seed(0)
-        made = with_alpha(replace(recipe(method, "digits", "1_8", "smoke"), wpl=WPL(sure=0.0)), alpha)
+        made = with_alpha(recipe(method, "digits", "1_8", "smoke").having(WPLOptions(sure=0.0)), alpha)
         found.append(build(made, toys.K).train().losses(batch(method), 0.9).losses)
     one, less, none = found
     for name, value in one.items():
@@ -69,4 +74,4 @@ def test_alpha_scales_the_unlabeled_terms_of_wpls_hosts_alone(method: str) -> No
 
 def test_labels_alone_have_nothing_to_replace() -> None:
     with pytest.raises(ValueError, match="UPC changes unlabeled images, and method 'supervised' has none"):
-        replace(recipe("supervised"), upc=UPC())
+        recipe("supervised").having(UPCOptions())

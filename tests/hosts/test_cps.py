@@ -1,7 +1,6 @@
 """CPS: two networks, no gradient through a label, symmetry, and both variants."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,24 @@ from toys import B, Blobs, K, S, batch, student
 from semiseg.build import build, load_exported
 from semiseg.components import NoMix, UniformWeight, entropy
 from semiseg.data.splits import seeded_split
-from semiseg.host_options import CPS
-from semiseg.hosts.cps import CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
-from semiseg.methods.upc import PatchCutMix
-from semiseg.options import UPC, WPL
-from semiseg.recipes import official, recipe
+from semiseg.hosts.cps import CPSOptions, CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
+from semiseg.methods.upc import PatchCutMix, UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import reading, recipe
 from semiseg.training.loop import make_optimizer
 from semiseg.training.run import train
-from semiseg.types import IGNORE, Target, View
+from semiseg.types import IGNORE, Mixer, PixelWeighter, Target, View
+
+USUAL = CPSOptions()
+BOXES = ToggledBoxes(USUAL.boxes, USUAL.area)
 
 
-def host(**options) -> CrossPseudoSupervision:
+def host(
+    mix: Mixer | None = BOXES, weigh: PixelWeighter | None = None, shared_mask: bool = True, **options
+) -> CrossPseudoSupervision:
     torch.manual_seed(0)
-    return CrossPseudoSupervision(student(dropout=0.0), **options).train()
+    net, own = student(dropout=0.0), CPSOptions(mixed=mix is not None, **options)
+    return CrossPseudoSupervision(net, own, weigh=weigh, mix=mix, shared_mask=shared_mask).train()
 
 
 def losses(h: CrossPseudoSupervision, seed: int = 5) -> dict[str, torch.Tensor]:
@@ -50,7 +54,7 @@ def test_one_box_has_its_area_and_lies_inside() -> None:
     torch.manual_seed(0)
     shares = []
     for _ in range(60):
-        foreign = ToggledBoxes(1)(blank(), blank()).source != torch.arange(B)[:, None, None]
+        foreign = ToggledBoxes(1, USUAL.area)(blank(), blank()).source != torch.arange(B)[:, None, None]
         for mask in foreign:
             rows, columns = mask.any(1), mask.any(0)
             assert torch.equal(mask, rows[:, None] & columns[None])
@@ -70,12 +74,12 @@ def test_boxes_toggle(boxes: int, foreign: bool) -> None:
 def test_three_boxes_cover_at_most_their_area() -> None:
     torch.manual_seed(0)
     for _ in range(30):
-        foreign = ToggledBoxes()(blank(), blank()).source != torch.arange(B)[:, None, None]
+        foreign = BOXES(blank(), blank()).source != torch.arange(B)[:, None, None]
         assert 0 < foreign.float().mean() < 0.5 + 3 / S
 
 
 def test_a_single_image_has_no_neighbor() -> None:
-    assert (ToggledBoxes()(blank(1), blank(1)).source == 0).all()
+    assert (BOXES(blank(1), blank(1)).source == 0).all()
 
 
 # --- two networks -------------------------------------------------------------------------
@@ -95,7 +99,7 @@ def test_the_second_network_shares_the_backbone_alone() -> None:
 
 def test_losses_are_the_formulas() -> None:
     """Each network learns the other's labels, on images mixed as the other's entropy says."""
-    h, b = host(mix=Uncertain(), shared_mask=False, unlabeled_weight=1.5), batch()
+    h, b = host(mix=Uncertain(), shared_mask=False, weight=1.5), batch()
     nets = copy.deepcopy((h.student, h.other))
     said = [copy.deepcopy(net).eval()(b.u_weak).logits.detach() for net in nets]
     found = h.losses(b, 0.0).losses
@@ -112,7 +116,7 @@ def test_losses_are_the_formulas() -> None:
 
 
 def test_losses_of_the_plain_variant_are_the_formulas() -> None:
-    h, b = host(mix=None, unlabeled_weight=1.5), batch()
+    h, b = host(mix=None, weight=1.5), batch()
     nets = copy.deepcopy((h.student, h.other))
     found = h.losses(b, 0.0).losses
     outputs = [torch.cat((net(b.x).logits, net(b.u_weak).logits)) for net in nets]
@@ -125,7 +129,7 @@ def test_losses_of_the_plain_variant_are_the_formulas() -> None:
     assert h.student.aspp.project[1].num_batches_tracked == 2, "one pass per network and image"
 
 
-@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+@pytest.mark.parametrize("mix", [BOXES, None])
 def test_no_gradient_passes_through_a_label(mix) -> None:
     h = host(mix=mix)
     losses(h)["unlabeled_other"].backward()
@@ -135,11 +139,11 @@ def test_no_gradient_passes_through_a_label(mix) -> None:
     assert gradients(h.student) > 0 and gradients(h.other) == 0
 
 
-@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+@pytest.mark.parametrize("mix", [BOXES, None])
 def test_equal_networks_stay_equal(mix) -> None:
     torch.manual_seed(0)
     net = student(dropout=0.0)
-    h = CrossPseudoSupervision(net, copy.deepcopy(net), mix=mix).train()
+    h = CrossPseudoSupervision(net, USUAL, copy.deepcopy(net), mix=mix).train()
     optimizer = make_optimizer(h, recipe("cps", "digits", "1_8", "smoke").optimization)
     before = net.classify.weight.clone()
     for _ in range(2):
@@ -151,11 +155,11 @@ def test_equal_networks_stay_equal(mix) -> None:
     assert all(torch.equal(a, b) for a, b in zip(h.student.parameters(), h.other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("mix", [ToggledBoxes(), None])
+@pytest.mark.parametrize("mix", [BOXES, None])
 def test_swapping_the_networks_swaps_the_terms(mix) -> None:
     h = host(mix=mix)
     f1, f2 = copy.deepcopy((h.student, h.other))
-    one, two = losses(h), losses(CrossPseudoSupervision(f2, f1, mix=mix).train())
+    one, two = losses(h), losses(CrossPseudoSupervision(f2, USUAL, f1, mix=mix).train())
     assert one["unlabeled"] != one["unlabeled_other"]
     assert [one[k] for k in ("labeled", "labeled_other", "unlabeled", "unlabeled_other")] == [
         two[k] for k in ("labeled_other", "labeled", "unlabeled_other", "unlabeled")
@@ -165,7 +169,7 @@ def test_swapping_the_networks_swaps_the_terms(mix) -> None:
 def test_the_weight_scales_the_gradients() -> None:
     found = []
     for weight in (1.0, 4.0):
-        h = host(unlabeled_weight=weight)
+        h = host(weight=weight)
         losses(h)["unlabeled"].backward()
         found.append(h.student.classify.weight.grad)
     torch.testing.assert_close(found[1], 4 * found[0])
@@ -260,7 +264,7 @@ def test_mixers_may_return_more_rows() -> None:
 
 @pytest.mark.parametrize(("rows", "times"), [("all", 3), ("sample", 1)])
 def test_upc_replaces_where_the_maker_of_the_label_is_uncertain(rows: str, times: int) -> None:
-    h, b = host(mix=PatchCutMix(rows=rows), weigh=Spy(), shared_mask=False), batch()
+    h, b = host(mix=PatchCutMix(UPCOptions(rows=rows)), weigh=Spy(), shared_mask=False), batch()
     makers = {h.weigh: copy.deepcopy(h.other).eval(), h.weigh_other: copy.deepcopy(h.student).eval()}
     h.losses(b, 0.0)
     for spy, maker in makers.items():
@@ -277,18 +281,20 @@ def test_upc_replaces_where_the_maker_of_the_label_is_uncertain(rows: str, times
 
 def test_recipes() -> None:
     voc, city = (recipe("cps", data, "1_8", "paper") for data in ("voc", "cityscapes"))
-    assert (voc.cps.weight, city.cps.weight) == (1.0, 5.0)
-    assert (CPS.plain().weight, CPS.plain(cityscapes=True).weight, CPS.plain().mixed) == (1.5, 6.0, False)
+    assert (voc[CPSOptions].weight, city[CPSOptions].weight) == (1.0, 5.0)
+    plain = CPSOptions.plain()
+    assert (plain.weight, CPSOptions.plain(cityscapes=True).weight, plain.mixed) == (1.5, 6.0, False)
     o = voc.optimization
     assert (o.crop, o.batch, o.epochs, o.lr, o.head_lr_factor, o.optimizer) == (512, 8, 34, 1e-2, 1.0, "sgd")
     assert (city.optimization.epochs, city.optimization.lr, city.optimization.ohem) == (137, 2e-2, True)
     base = recipe("cps", "digits", "1_8", "smoke")
-    ours, theirs = build(base, K), build(official(base), K)
-    assert (ours.label_mode, ours.padding, theirs.label_mode, theirs.padding) == ("eval", False, "train", True)
+    ours, theirs = build(base, K), build(reading(base, "official"), K)
+    assert (ours.options.label_mode, ours.options.padding) == ("eval", False)
+    assert (theirs.options.label_mode, theirs.options.padding) == ("train", True)
     assert ours.mix.boxes == 3 and ours.mix.area == (0.25, 0.5) and ours.shared_mask
-    assert build(replace(base, cps=CPS.plain()), K).mix is None
-    assert not build(replace(base, upc=UPC()), K).shared_mask, "each pseudo-label goes with its own entropy"
-    weighed = build(replace(base, wpl=WPL()), K)
+    assert build(base.having(plain), K).mix is None
+    assert not build(base.having(UPCOptions()), K).shared_mask, "each pseudo-label goes with its own entropy"
+    weighed = build(base.having(WPLOptions()), K)
     assert weighed.losses(batch(), 0.5).statistics["weight"][1] > 0
 
 
@@ -301,10 +307,10 @@ def test_the_optimizer_trains_both_networks_and_nothing_else() -> None:
     assert len(backbones) == 2 * len(list(h.student.backbone.parameters()))
 
 
-@pytest.mark.parametrize("options", [CPS(), CPS.plain()])
-def test_a_run_exports_the_average_of_the_first_network(options: CPS, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [USUAL, CPSOptions.plain()])
+def test_a_run_exports_the_average_of_the_first_network(options: CPSOptions, tmp_path: Path) -> None:
     data = Blobs()
-    r = replace(recipe("cps", "digits", "1_4", "smoke"), cps=options)
+    r = recipe("cps", "digits", "1_4", "smoke").having(options)
     run = train(r, data, seeded_split(data.train, "1_4", 0), tmp_path / "cps", progress=False)
     assert (run.metrics.loss_unlabeled > 0).all() and (run.metrics.loss_unlabeled_other > 0).all()
     saved = load_file(run.folder / "model.safetensors")
@@ -327,14 +333,13 @@ def test_the_teacher_follows_the_first_network() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: host(label_mode="both"), "label_mode must be 'eval' or 'train', got 'both'"),
-        (lambda: host(mix=None, color=True), "color=True needs a mixer"),
-        (lambda: ToggledBoxes(0), "boxes=0"),
+        (lambda: CPSOptions(mixed=False, color=True), r"cps\.color needs a mixer"),
+        (lambda: ToggledBoxes(0, USUAL.area), "boxes=0"),
         (lambda: ToggledBoxes(3, (0.5, 0.25)), "0 < low <= high <= 1"),
-        (lambda: CPS(label_mode="both"), "unknown label_mode 'both'; expected one of eval, train"),
-        (lambda: CPS(area=(0.0, 0.5)), "area must be 0 < low <= high <= 1"),
-        (lambda: CPS(weight=0), "weight must be > 0, got 0"),
-        (lambda: CPS(boxes=0), "boxes must be > 0, got 0"),
+        (lambda: CPSOptions(label_mode="both"), r"cps\.label_mode should be 'eval' or 'train', got 'both'"),
+        (lambda: CPSOptions(area=(0.0, 0.5)), r"cps\.area must be 0 < low <= high <= 1, got \(0\.0, 0\.5\)"),
+        (lambda: CPSOptions(weight=0), r"cps\.weight should be greater than 0, got 0"),
+        (lambda: CPSOptions(boxes=0), r"cps\.boxes should be greater than 0, got 0"),
     ],
 )
 def test_bad_options(make, message: str) -> None:

@@ -1,7 +1,6 @@
 """CutMix-Seg: clean images to the teacher, mosaics to the student, and a factor of confidence."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +10,15 @@ from toys import B, K, S, batch, student
 
 from semiseg.build import build
 from semiseg.components import CutMix, NoMix, UniformWeight
-from semiseg.host_options import CutMixSeg
-from semiseg.hosts.cutmix_seg import CutMixSegmentation
-from semiseg.options import UPC
-from semiseg.recipes import recipe
-from semiseg.types import IGNORE, Paste, View
+from semiseg.hosts.cutmix_seg import CutMixSegmentation, CutMixSegOptions
+from semiseg.methods.upc import UPCOptions
+from semiseg.recipe import recipe
+from semiseg.types import IGNORE, Mixer, Paste, PixelWeighter, View
 
 
-def host(**options) -> CutMixSegmentation:
+def host(mix: Mixer | None = None, weigh: PixelWeighter | None = None, **options) -> CutMixSegmentation:
     torch.manual_seed(0)
-    return CutMixSegmentation(student(dropout=0.0), **options).train()
+    return CutMixSegmentation(student(dropout=0.0), CutMixSegOptions(**options), mix=mix, weigh=weigh).train()
 
 
 def unlabeled(seed: int = 3, **options) -> torch.Tensor:
@@ -126,7 +124,7 @@ def test_pasted_labels_are_one_hot_and_sure() -> None:
 
 
 def test_upc_on_this_host() -> None:
-    h = build(replace(recipe("cutmix_seg", "digits", "1_8", "smoke"), upc=UPC(rows="all")), K)
+    h = build(recipe("cutmix_seg", "digits", "1_8", "smoke").having(UPCOptions(rows="all")), K)
     h.weigh = spy = Spy()
     step = h.losses(batch(), 0.5)
     pasted, target = spy.mixed.hidden == IGNORE, spy.mixed.target
@@ -142,11 +140,11 @@ def test_mixers_may_return_more_rows() -> None:
 
 
 def test_the_weight_scales_the_term() -> None:
-    torch.testing.assert_close(unlabeled(tau=0.0, unlabeled_weight=3.0), 3 * unlabeled(tau=0.0))
+    torch.testing.assert_close(unlabeled(tau=0.0, weight=3.0), 3 * unlabeled(tau=0.0))
 
 
 def test_recipes_take_the_threshold_of_their_scale() -> None:
-    taus = [recipe("cutmix_seg", *where).cutmix_seg.tau for where in (("digits",), ("voc", "1_8", "paper"))]
+    taus = [recipe("cutmix_seg", *where)[CutMixSegOptions].tau for where in (("digits",), ("voc", "1_8", "paper"))]
     assert taus == [recipe("mean_teacher", "digits").consistency.tau, 0.97]
     assert recipe("cutmix_seg", "voc", "1_8", "paper").consistency.decay == 0.99
     step = build(recipe("cutmix_seg", "digits", "1_8", "smoke"), K).losses(batch(), 0.0)
@@ -154,14 +152,14 @@ def test_recipes_take_the_threshold_of_their_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("option", "message"),
     [
-        (lambda: host(confidence="image"), "confidence must be 'batch' or 'pixel', got 'image'"),
-        (lambda: CutMixSeg(confidence="image"), "unknown confidence 'image'; expected one of batch, pixel"),
-        (lambda: CutMixSeg(tau=1.2), r"tau is a probability in \[0, 1\], got 1.2"),
-        (lambda: CutMixSeg(weight=-1), "weight must be > 0, got -1"),
+        ({"confidence": "image"}, r"cutmix_seg\.confidence should be 'batch' or 'pixel', got 'image'"),
+        ({"tau": 1.2}, r"cutmix_seg\.tau should be less than or equal to 1, got 1\.2"),
+        ({"tau": -0.1}, r"cutmix_seg\.tau should be greater than or equal to 0, got -0\.1"),
+        ({"weight": -1}, r"cutmix_seg\.weight should be greater than 0, got -1"),
     ],
 )
-def test_bad_options(make, message: str) -> None:
+def test_bad_options(option: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()
+        CutMixSegOptions(**option)

@@ -15,15 +15,16 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from toys import B, Blobs, K, S, batch
 
-from semiseg.build import build, build_on_labels, load_exported
+from semiseg.build import build, load_exported
 from semiseg.components import entropy
 from semiseg.data.splits import seeded_split
-from semiseg.host_options import Mask2Former as Options
-from semiseg.hosts.mask2former import label_by_masks, mask_set
+from semiseg.hosts.mask2former import Mask2FormerOptions, build_on_labels, label_by_masks, mask_set
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
 from semiseg.models import mask2former as model
 from semiseg.models.mask2former import Mask2Former, MaskQueries, class_scores, log_probabilities
-from semiseg.options import UPC, WPL
-from semiseg.recipes import Recipe, recipe
+from semiseg.options import Options
+from semiseg.recipe import Recipe, recipe
 from semiseg.training import stages
 from semiseg.training.loop import Fit
 from semiseg.training.run import train
@@ -316,9 +317,9 @@ def test_without_the_library_the_message_says_how_to_install_it(monkeypatch) -> 
 
 def test_the_package_imports_no_model_and_building_one_prints_nothing() -> None:
     code = """
-import sys, semiseg.training.run, semiseg.training.stages, semiseg_book.chapters.host_ideas
+import sys, semiseg.training.run, semiseg.training.stages, semiseg_book.chapters.hosts
 from semiseg.build import build
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 assert not [m for m in sys.modules if m.startswith("transformers.models.mask2former")]
 build(recipe("mask2former", scale="smoke"), 4)
 """
@@ -329,8 +330,8 @@ build(recipe("mask2former", scale="smoke"), 4)
 # --- the two trainings --------------------------------------------------------------------------------
 
 
-def smoke(**changes) -> Recipe:
-    return replace(recipe("mask2former", "digits", "1_4", "smoke"), **changes)
+def smoke(*parts: Options) -> Recipe:
+    return recipe("mask2former", "digits", "1_4", "smoke").having(*parts)
 
 
 def given_batch() -> Batch:
@@ -349,7 +350,7 @@ class Heard(nn.Module):
 
 def test_patches_are_replaced_before_the_sets_are_made() -> None:
     b = given_batch()
-    host = build(smoke(upc=UPC(rows="all")), K)
+    host = build(smoke(UPCOptions(rows="all")), K)
     host.criterion = heard = Heard()
     step = host.losses(b, 0.5)
     assert heard.rows == len(b.x) + 3 * len(b.u_weak) == len(heard.target.weight)
@@ -365,7 +366,7 @@ def test_patches_are_replaced_before_the_sets_are_made() -> None:
 
 def test_rank_statistics_weigh_pixels_of_unlabeled_images_alone() -> None:
     torch.manual_seed(0)
-    b, host = given_batch(), build(smoke(wpl=WPL(sure=0.0, reliable="confidence")), K)
+    b, host = given_batch(), build(smoke(WPLOptions(sure=0.0, reliable="confidence")), K)
     heard, criterion = Heard(), host.criterion
     for _ in range(3):
         host.criterion = heard
@@ -381,8 +382,7 @@ def test_the_student_sees_strong_colors_where_they_are_asked_for() -> None:
     b = given_batch()
     swapped = b._replace(u_strong=b.u_strong * 0)
     for color in (True, False):
-        r = smoke(mask2former=replace(smoke().mask2former, color=color))
-        host = build(r, K).eval()
+        host = build(smoke().changed({"mask2former.color": color}), K).eval()
         losses = []
         for each in (b, swapped):
             torch.manual_seed(0)
@@ -391,7 +391,7 @@ def test_the_student_sees_strong_colors_where_they_are_asked_for() -> None:
 
 
 def test_without_labels_from_disk_the_step_says_what_is_missing() -> None:
-    with pytest.raises(ValueError, match="MaskSelfTraining needs labels from disk"):
+    with pytest.raises(ValueError, match="retraining needs labels from disk"):
         build(smoke(), K).losses(batch(), 0.0)
 
 
@@ -417,8 +417,9 @@ def test_the_plan_is_labels_then_all_from_the_initial_weights() -> None:
     assert [s.recipe.network.backbone for s in short] == ["resnet18", "resnet18"]
     city = recipe("mask2former", "cityscapes", "1_8", "paper")
     assert (city.optimization.crop, city.optimization.weight_decay) == (1024, 5e-4)
-    one, two = plan(smoke(upc=UPC(), wpl=WPL()), 4)
-    assert one.recipe.upc is None and one.recipe.wpl is None and two.recipe.upc == UPC() and one.images is None
+    one, two = plan(smoke(UPCOptions(), WPLOptions()), 4)
+    assert one.recipe.plug_ins == () and two.recipe.plug_ins == ("upc", "wpl") and one.images is None
+    assert two.recipe[UPCOptions] == UPCOptions()
 
 
 class Stopped(Exception):
@@ -428,12 +429,8 @@ class Stopped(Exception):
 def test_a_run_that_died_between_its_stages_continues(tmp_path: Path, monkeypatch) -> None:
     data = Blobs(12, 2)
     split = seeded_split(data.train, "1_4", 0)
-    r = smoke(upc=UPC())
-    r = replace(
-        r,
-        optimization=replace(r.optimization, epochs=1, batch=2, epoch_steps=1),
-        mask2former=replace(r.mask2former, epochs=1),
-    )
+    changes = "optimization.epochs=1 optimization.batch=2 optimization.epoch_steps=1 mask2former.epochs=1"
+    r = smoke(UPCOptions()).changed(changes)
 
     def go(name: str) -> object:
         return train(r, data, split, tmp_path / name, progress=False)
@@ -468,18 +465,15 @@ def test_a_run_that_died_between_its_stages_continues(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Options(epochs=0), "epochs must be > 0, got 0"),
-        (lambda: Options(labeled_by="both"), "unknown labeled_by 'both'"),
-        (lambda: Options(doubt="none"), "unknown doubt 'none'; expected one of normalized, missing"),
+        (lambda: Mask2FormerOptions(epochs=0), r"mask2former\.epochs should be greater than 0, got 0"),
+        (lambda: Mask2FormerOptions(labeled_by="both"), r"labeled_by should be 'student' or 'teacher', got 'both'"),
+        (lambda: Mask2FormerOptions(doubt="none"), r"doubt should be 'normalized' or 'missing', got 'none'"),
         (
-            lambda: build(smoke(network=replace(smoke().network, backbone="mobilenet_v2")), K),
+            lambda: build(smoke().changed("network.backbone=mobilenet_v2"), K),
             "Mask2Former has no backbone 'mobilenet_v2'; expected one of tiny, resnet18",
         ),
-        (
-            lambda: smoke(optimization=replace(smoke().optimization, ohem=True)),
-            "no cross-entropy over pixels that OHEM",
-        ),
-        (lambda: replace(smoke().optimization, clip_norm=0.0), "clip_norm must be > 0, got 0.0"),
+        (lambda: smoke().changed("optimization.ohem=True"), "no cross-entropy over pixels that OHEM"),
+        (lambda: smoke().changed("optimization.clip_norm=0.0"), r"clip_norm should be greater than 0, got 0\.0"),
     ],
 )
 def test_options_are_checked(make: Callable[[], object], message: str) -> None:
@@ -488,6 +482,6 @@ def test_options_are_checked(make: Callable[[], object], message: str) -> None:
 
 
 def test_a_recipe_survives_its_record() -> None:
-    r = smoke(mask2former=Options(epochs=3, queries=7, doubt="missing"))
+    r = smoke(Mask2FormerOptions(epochs=3, queries=7, doubt="missing"))
     again = Recipe.from_dict(r.as_dict())
-    assert again.mask2former == r.mask2former and again.sha256 == r.sha256
+    assert again[Mask2FormerOptions] == r[Mask2FormerOptions] and again.sha256 == r.sha256

@@ -12,17 +12,20 @@ from toys import B, K, S, batch, student
 
 from semiseg.build import build
 from semiseg.components import UniformWeight
-from semiseg.host_options import MeanTeacherMSE
-from semiseg.hosts.mean_teacher_mse import SoftMeanTeacher, ramp_up
+from semiseg.hosts.mean_teacher_mse import MeanTeacherMSEOptions, SoftMeanTeacher, ramp_up
 from semiseg.losses import squared_error
-from semiseg.options import UPC, WPL
-from semiseg.recipes import official, recipe
-from semiseg.types import IGNORE, Target, View
+from semiseg.methods.upc import UPCOptions
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import reading, recipe
+from semiseg.types import IGNORE, Mixer, PixelWeighter, Target, View
 
 
-def host(**options) -> SoftMeanTeacher:
+def host(
+    mix: Mixer | None = None, weigh: PixelWeighter | None = None, own_statistics: bool = False, **options
+) -> SoftMeanTeacher:
     torch.manual_seed(0)
-    return SoftMeanTeacher(student(dropout=0.0), **options).train()
+    own = MeanTeacherMSEOptions(**options)
+    return SoftMeanTeacher(student(dropout=0.0), own, mix=mix, weigh=weigh, own_statistics=own_statistics).train()
 
 
 def soft(seed: int = 0) -> tuple[torch.Tensor, Target]:
@@ -73,7 +76,7 @@ def test_losses_are_the_formulas() -> None:
 
 def test_the_weight_rises_over_the_first_tenth() -> None:
     early, late, always = (
-        host(rise=rise).losses(batch(), t).losses["unlabeled"] for rise, t in ((0.1, 0.0), (0.1, 0.1), (0.0, 0.0))
+        host(ramp_up=share).losses(batch(), t).losses["unlabeled"] for share, t in ((0.1, 0.0), (0.1, 0.1), (0.0, 0.0))
     )
     torch.testing.assert_close(early, late * math.exp(-5))
     assert late == always
@@ -81,7 +84,7 @@ def test_the_weight_rises_over_the_first_tenth() -> None:
 
 def test_the_quoted_rerun_compares_equal_networks_on_equal_images() -> None:
     """TorchSemiSeg: with one image for both and statistics of the batch, only the averaging makes a difference."""
-    options = {"color": False, "on_labeled": True, "own_statistics": True, "rise": 0.0}
+    options = {"color": False, "on_labeled": True, "own_statistics": True, "ramp_up": 0.0}
     h, b = host(**options), batch()
     assert h.losses(b, 0.0).losses["unlabeled"].item() == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
@@ -135,7 +138,7 @@ def test_pasted_pixels_are_pulled_to_the_one_hot_label() -> None:
 
 
 def test_upc_on_this_host() -> None:
-    h = build(replace(recipe("mean_teacher_mse", "digits", "1_8", "smoke"), upc=UPC(rows="all")), K)
+    h = build(recipe("mean_teacher_mse", "digits", "1_8", "smoke").having(UPCOptions(rows="all")), K)
     h.weigh = spy = Spy()
     step = h.losses(batch(), 0.5)
     pasted, target = spy.mixed.hidden == IGNORE, spy.mixed.target
@@ -160,21 +163,25 @@ def test_only_the_student_is_trained() -> None:
 
 def test_recipe_and_its_quoted_rerun() -> None:
     base = recipe("mean_teacher_mse", "digits", "1_8", "smoke")
-    ours, theirs = build(base, K), build(official(base), K)
-    assert (ours.unlabeled_weight, ours.rise, ours.color, ours.on_labeled) == (100.0, 0.1, True, False)
-    assert (theirs.unlabeled_weight, theirs.rise, theirs.color, theirs.on_labeled) == (100.0, 0.0, False, True)
+    ours, theirs = build(base, K), build(reading(base, "official"), K)
+    o, p = ours.options, theirs.options
+    assert (o.weight, o.ramp_up, o.color, o.on_labeled) == (100.0, 0.1, True, False)
+    assert (p.weight, p.ramp_up, p.color, p.on_labeled) == (100.0, 0.0, False, True)
     assert (ours.teacher.own_statistics, theirs.teacher.own_statistics) == (False, True)
     assert ours.teacher.decay == theirs.teacher.decay == 0.99
     assert build(recipe("mean_teacher_mse", "voc", "1_8", "smoke"), K).losses(batch(), 0.5).losses["unlabeled"] > 0
-    weighed = build(replace(base, wpl=WPL()), 4)
+    weighed = build(base.having(WPLOptions()), 4)
     assert weighed.losses(batch(), 0.5).statistics["weight"][1] > 0
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MeanTeacherMSE(weight=0), "weight must be > 0, got 0"),
-        (lambda: MeanTeacherMSE(ramp_up=2), r"ramp_up is a share of training in \[0, 1\], got 2"),
+        (lambda: MeanTeacherMSEOptions(weight=0), r"mean_teacher_mse\.weight should be greater than 0, got 0"),
+        (
+            lambda: MeanTeacherMSEOptions(ramp_up=2),
+            r"mean_teacher_mse\.ramp_up should be less than or equal to 1, got 2",
+        ),
     ],
 )
 def test_options_out_of_range(make, message: str) -> None:

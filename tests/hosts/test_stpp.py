@@ -1,7 +1,6 @@
 """ST++: which images are reliable, labels from several scales, their way to disk and back, and the retraining step."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +16,9 @@ from semiseg.data.loader import TrainingStream
 from semiseg.data.pseudo_labels import PseudoLabeled, coded, label_images
 from semiseg.data.splits import seeded_split
 from semiseg.data.transforms import MEAN, STD, Cutout
-from semiseg.host_options import STPP
-from semiseg.hosts.stpp import SelfTraining, pseudo_label, reliability, split_half
-from semiseg.options import WPL
-from semiseg.recipes import recipe
+from semiseg.hosts.stpp import SelfTraining, STPPOptions, pseudo_label, reliability, split_half
+from semiseg.methods.wpl import WPLOptions
+from semiseg.recipe import recipe
 from semiseg.types import IGNORE, Batch, Paste, View
 
 # --- which images are reliable --------------------------------------------------------------
@@ -262,7 +260,7 @@ def test_a_mixer_reads_the_entropy_from_disk_and_may_return_more_rows() -> None:
 
 def test_pixels_weighted_by_rank_statistics_read_the_teacher() -> None:
     r = recipe("stpp", scale="smoke")
-    host = build(replace(r, wpl=WPL(sure=0.0, reliable="confidence")), K)
+    host = build(r.having(WPLOptions(sure=0.0, reliable="confidence")), K)
     plain = build(r, K)
     assert host.teacher_reads and not plain.teacher_reads
     for _ in range(3):
@@ -271,7 +269,7 @@ def test_pixels_weighted_by_rank_statistics_read_the_teacher() -> None:
 
 
 def test_without_labels_from_disk_the_step_says_what_is_missing() -> None:
-    with pytest.raises(ValueError, match="needs labels from disk"):
+    with pytest.raises(ValueError, match="retraining needs labels from disk"):
         SelfTraining(student()).losses(batch(), 0.0)
 
 
@@ -279,12 +277,15 @@ def test_without_labels_from_disk_the_step_says_what_is_missing() -> None:
     ("options", "message"),
     [
         ({"epochs": (2, 5)}, r"compares three epochs of its first training; got epochs=\(2, 5\)"),
-        ({"teacher": "first"}, "unknown teacher 'first'; expected one of last, best_val"),
-        ({"labeled_by": "both"}, "unknown labeled_by 'both'"),
-        ({"scales": ()}, "scales must be positive factors"),
-        ({"color": False}, "0 where color is off, got cutout=0.5"),
+        ({"epochs": (5, 5, 5)}, r"stpp\.epochs tuple should have at most 2 items"),
+        ({"teacher": "first"}, r"stpp\.teacher should be 'last' or 'best_val', got 'first'"),
+        ({"labeled_by": "both"}, r"stpp\.labeled_by should be 'student' or 'teacher', got 'both'"),
+        ({"scales": ()}, r"stpp\.scales tuple should have at least 1 item.*, got \(\)"),
+        ({"scales": (1.0, 0.0)}, r"stpp\.scales must be positive factors, got \(1\.0, 0\.0\)"),
+        ({"color": False}, r"stpp\.cutout must be 0 where color is off, got 0\.5"),
+        ({"cutout": 1.5}, r"stpp\.cutout should be less than or equal to 1, got 1\.5"),
     ],
 )
 def test_options_are_checked(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        STPP(**options)
+        STPPOptions(**options)

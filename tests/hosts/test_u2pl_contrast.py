@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semiseg.components import EntropyFilter, entropy, quantile
-from semiseg.hosts.u2pl_contrast import UnreliableContrast
+from semiseg.hosts.u2pl_contrast import U2PLOptions, UnreliableContrast
 from semiseg.types import IGNORE, Output, Target, View
 
 GOLDEN = torch.load(Path(__file__).parents[1] / "golden" / "u2pl.pt", weights_only=True)
@@ -23,7 +23,8 @@ OFFICIAL: dict[str, Any] = {"reliable": "surest", "keys": "own", "pairs": "posit
 def made(case: dict[str, Any] = A, **options) -> UnreliableContrast:
     """With the settings of the recording, and its queues as they were before."""
     plain: dict[str, Any] = {"queue": 20, "first_queue": 30, "anchors": 16, "negatives": 5, "weight": 1.0}
-    contrast = UnreliableContrast(6, 8, low_rank=2, high_rank=5, **(plain | options))
+    own = U2PLOptions(**{"embedding": 8, "low_rank": 2, "high_rank": 5} | plain | options)
+    contrast = UnreliableContrast(6, own, EntropyFilter(own.drop))
     for queue, rows in zip(contrast.queues, case.get("bank_before", []), strict=False):
         queue.append(F.normalize(rows, dim=1), torch.zeros(len(rows), dtype=torch.long))
     return contrast
@@ -91,9 +92,8 @@ def test_negative_keys_of_both_readings() -> None:
     labeled = torch.zeros_like(high)
     labeled[: len(label) // 2] = True
     rows = label[high], p.movedim(1, -1)[high], labeled[high]
-    own, others = (
-        UnreliableContrast(21, 4, queue=1, first_queue=1, keys=keys).negative_of(*rows) for keys in ("own", "others")
-    )
+    options = (U2PLOptions(embedding=4, queue=1, first_queue=1, keys=keys) for keys in ("own", "others"))
+    own, others = (UnreliableContrast(21, o, EntropyFilter(o.drop)).negative_of(*rows) for o in options)
     assert own.sum(0).tolist() == E["new_keys_official"]
     found = [list(pair) for pair in zip(others[rows[2]].sum(0).tolist(), others[~rows[2]].sum(0).tolist(), strict=True)]
     assert found == E["keys_paper_labelled_unlabelled"]
@@ -238,14 +238,20 @@ def test_anchors_are_sure_and_the_positive_is_the_mean_of_the_teachers_class() -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UnreliableContrast(21, 0), "needs a projection head"),
-        (lambda: UnreliableContrast(3, 8), "low_rank=3 with 3 classes.*choose low_rank in 1..2"),
-        (lambda: UnreliableContrast(2, 8, keys="own"), "low_rank=3 with 2 classes.*choose low_rank in 1..1"),
-        (lambda: UnreliableContrast(21, 8, low_rank=4, high_rank=4), "1 <= low_rank < high_rank"),
-        (lambda: UnreliableContrast(21, 8, low_rank=0), "1 <= low_rank < high_rank, got low_rank=0"),
-        (lambda: UnreliableContrast(6, 8, keys="all"), "unknown option 'all'; expected one of others, own"),
-        (lambda: UnreliableContrast(6, 8, pairs="id"), "unknown option 'id'; expected one of class, position"),
-        (lambda: UnreliableContrast(6, 8, reliable="all"), "unknown option 'all'; expected one of kept, surest"),
+        (lambda: U2PLOptions(embedding=0), r"u2pl\.embedding should be greater than 0, got 0"),
+        (
+            lambda: UnreliableContrast(3, U2PLOptions(), EntropyFilter(0.2)),
+            r"low_rank=3 with 3 classes.*choose one in 1\.\.2",
+        ),
+        (
+            lambda: UnreliableContrast(2, U2PLOptions(keys="own"), EntropyFilter(0.2)),
+            r"low_rank=3 with 2 classes.*choose one in 1\.\.1",
+        ),
+        (lambda: U2PLOptions(low_rank=4, high_rank=4), "needs low_rank < high_rank, got 4 and 4"),
+        (lambda: U2PLOptions(low_rank=0), r"u2pl\.low_rank should be greater than or equal to 1, got 0"),
+        (lambda: U2PLOptions(keys="all"), r"u2pl\.keys should be 'others' or 'own', got 'all'"),
+        (lambda: U2PLOptions(pairs="id"), r"u2pl\.pairs should be 'class' or 'position', got 'id'"),
+        (lambda: U2PLOptions(reliable="all"), r"u2pl\.reliable should be 'kept' or 'surest', got 'all'"),
     ],
 )
 def test_bad_arguments(make, message: str) -> None:
@@ -254,7 +260,8 @@ def test_bad_arguments(make, message: str) -> None:
 
 
 def test_two_classes_work_with_a_lower_rank() -> None:
-    contrast = UnreliableContrast(2, 4, low_rank=1, anchors=4, negatives=4, sure=0.0, queue=8, first_queue=8)
+    own = U2PLOptions(embedding=4, low_rank=1, anchors=4, negatives=4, sure=0.0, queue=8, first_queue=8)
+    contrast = UnreliableContrast(2, own, EntropyFilter(0.2))
     g = torch.Generator().manual_seed(0)
     pair = []
     for _ in range(2):

@@ -1,5 +1,7 @@
 """UniMatch: the three unlabeled terms, what teaches them, and the released box."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,9 @@ import toys
 from torch import Tensor
 
 from semiseg.components import ConfidentLabels, NoMix, random_box
-from semiseg.hosts.unimatch import RandomBox, UniMatch
+from semiseg.hosts.unimatch import RandomBox, UniMatch, UniMatchOptions
 from semiseg.losses import pixel_cross_entropy
-from semiseg.methods.wpl import RankWeight
+from semiseg.methods.wpl import RankWeight, WPLOptions
 from semiseg.types import IGNORE, Batch, Paste, Target, View
 
 
@@ -18,9 +20,10 @@ def batch() -> Batch:
     return one._replace(u_strong=torch.cat((one.u_strong, one.u_strong.flip(1))))
 
 
-def host(**seams) -> UniMatch:
+def host(own: UniMatchOptions | None = None, **seams) -> UniMatch:
     torch.manual_seed(0)
-    return UniMatch(toys.student(dropout=0.0), label=ConfidentLabels(0.0), **seams).train()
+    options = own or UniMatchOptions()
+    return UniMatch(toys.student(dropout=0.0), options, label=ConfidentLabels(0.0), **seams).train()
 
 
 def views(b: int = 6, side: int = 64) -> tuple[View, View]:
@@ -35,7 +38,7 @@ def test_one_view_is_refused() -> None:
 
 def test_terms_are_halves_of_the_weighted_cross_entropies() -> None:
     """With no mixing and no dropout everything can be computed from plain passes."""
-    h = host(mix=NoMix(), drop=0.0, weights=(0.2, 0.3, 0.5))
+    h = host(UniMatchOptions(drop=0.0, weights=(0.2, 0.3, 0.5)), mix=NoMix())
     given, m = batch(), toys.B
     found = h.losses(given, 0.5)
     both = h.student(torch.cat((given.x, given.u_weak, given.u_weak)))  # the decoder sees the weak images twice
@@ -60,10 +63,11 @@ def test_terms_are_halves_of_the_weighted_cross_entropies() -> None:
 
 
 def test_dropped_channels_change_their_term_alone_and_labeled_images_lose_none() -> None:
-    plain, dropped = (host(mix=NoMix(), drop=d).losses(batch(), 0.5).losses for d in (0.0, 0.5))
+    options = (UniMatchOptions(drop=share) for share in (0.0, 0.5))
+    plain, dropped = (host(own, mix=NoMix()).losses(batch(), 0.5).losses for own in options)
     assert plain["dropped"] != dropped["dropped"]
     seen: list[tuple[Tensor, Tensor]] = []
-    h = host(drop=0.5)
+    h = host(UniMatchOptions(drop=0.5))
     fuse = h.student.fuse
     h.student.fuse = lambda low, deep: (seen.append((low, deep)), fuse(low, deep))[1]  # type: ignore[method-assign]
     h.losses(batch(), 0.5)
@@ -77,7 +81,7 @@ def test_dropped_channels_change_their_term_alone_and_labeled_images_lose_none()
 
 
 def test_no_gradient_through_the_pseudo_label_and_padding_is_not_supervised() -> None:
-    h = host(mix=NoMix(), weights=(1.0, 1.0, 0.0))
+    h = host(UniMatchOptions(weights=(1.0, 1.0, 0.0)), mix=NoMix())
     given = batch()
     leaf = given.u_weak.clone().requires_grad_()
     found = h.losses(given._replace(u_weak=leaf), 0.5).losses
@@ -92,7 +96,7 @@ def test_the_average_only_watches() -> None:
     h = host(decay=0.5)
     before = h.losses(batch(), 0.5).losses["dropped"]
     torch.manual_seed(0)
-    again = UniMatch(toys.student(dropout=0.0), label=ConfidentLabels(0.0)).train()
+    again = UniMatch(toys.student(dropout=0.0), UniMatchOptions(), label=ConfidentLabels(0.0)).train()
     for p in again.teacher.parameters():
         p.data.zero_()
     assert torch.equal(before, again.losses(batch(), 0.5).losses["dropped"])
@@ -112,13 +116,13 @@ class Rows:
 
 
 def test_weights_reach_all_three_terms_and_mixers_may_return_more_rows() -> None:
-    weigher = RankWeight(toys.K, toys.D, k=10, sure=0.0)
+    weigher = RankWeight(toys.K, toys.D, WPLOptions(k=10, sure=0.0))
     h = host(weigh=weigher, mix=Rows())
     given = batch()._replace(u_boxes=torch.ones(toys.B, toys.K, toys.S, toys.S, dtype=torch.bool))
     found = h.losses(given, 0.5)
     assert all(value > 0 for value in found.losses.values()) and {"weight", "weight_right"} <= found.statistics.keys()
     assert weigher.unlabeled.filled.max() <= 6 * toys.B, "one per image: three rows of two views"
-    weigher.unknown, weigher.offset = 0.0, 0.0
+    weigher.unknown, weigher.options = 0.0, replace(weigher.options, offset=0.0)
     weigher.similarities = lambda features, prototypes: torch.zeros(len(features), toys.K, 8, 8)  # type: ignore[method-assign]
     none = h.losses(given, 0.5).losses
     assert none["dropped"] == 0
@@ -155,3 +159,15 @@ def test_box_shapes_have_the_measured_bias() -> None:
 def test_bad_boxes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"area in \(0, 1\]"):
         RandomBox(area=(0.5, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"drop": 1.0}, r"unimatch\.drop should be less than 1, got 1\.0"),
+        ({"weights": (1.0, -0.5, 0.5)}, r"unimatch\.weights must be >= 0, got \(1\.0, -0\.5, 0\.5\)"),
+    ],
+)
+def test_options_out_of_range(option: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UniMatchOptions(**option)

@@ -15,10 +15,10 @@ from toys import D, K, batch, student
 from semiseg.banks import ClassBank, as_pixels, largest
 from semiseg.build import build
 from semiseg.components import EntropyFilter, NoMix
+from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.losses import info_nce, pixel_cross_entropy
-from semiseg.methods.dgcl import DensityContrast, density, dgcl
-from semiseg.options import DGCL
-from semiseg.recipes import official, paper, recipe
+from semiseg.methods.dgcl import DensityContrast, DGCLOptions, density
+from semiseg.recipe import reading, recipe
 from semiseg.types import IGNORE, Output, Target, View
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -46,9 +46,10 @@ def rows_of(features: Tensor, projections: Tensor, scores: Tensor) -> Tensor:
 # --- against official numbers -------------------------------------------------------------
 
 
-def golden_loss(**options) -> tuple[DensityContrast, dict]:
+def golden_loss() -> tuple[DensityContrast, dict]:
     g = torch.load(GOLDEN / "dgcl_loss_small.pt", weights_only=True)
-    c = DensityContrast(4, 16, 16, bank=300, quota=300, anchors=30, keys=10, weight=1.0, equal_when_few=True, **options)
+    o = DGCLOptions(embedding=16, bank=300, quota=300, anchors=30, keys=10, weight=1.0, equal_when_few=True)
+    c = DensityContrast(4, 16, o)
     assert c.bank is not None
     c.bank.rows.copy_(rows_of(g["bank_features"], g["bank_projections"], g["bank_density"]))
     c.bank.filled.fill_(300)
@@ -86,7 +87,7 @@ def test_density_anchors_keys_and_eq_13_are_the_official_ones() -> None:
 
 def golden_memory() -> tuple[DensityContrast, list[dict]]:
     steps = torch.load(GOLDEN / "dgcl_memory.pt", weights_only=True)["steps"]
-    return DensityContrast(3, 8, 4, bank=1300, quota=1000, exclude=()), steps
+    return DensityContrast(3, 8, DGCLOptions(embedding=4, bank=1300, quota=1000, exclude=())), steps
 
 
 def test_memory_holds_what_the_official_one_holds() -> None:
@@ -197,10 +198,12 @@ def test_unsupervised_loss_of_the_code_is_the_mean_over_kept_pixels_times_all_ov
 # --- edge cases and options of the loss ---------------------------------------------------
 
 
-def small(**options) -> DensityContrast:
-    usual = {"bank": 40, "quota": 20, "anchors": 5, "keys": 4, "negatives": 30, "scales": (2, 4), "exclude": ()}
+SMALL = DGCLOptions(embedding=E, bank=40, quota=20, anchors=5, keys=4, negatives=30, scales=(2, 4), exclude=())
+
+
+def small(labels=None, project=None, **options) -> DensityContrast:
     torch.manual_seed(0)
-    return DensityContrast(K, D, E, **(usual | options))
+    return DensityContrast(K, D, replace(SMALL, **options), labels=labels, project=project)
 
 
 def scene(labels: Tensor | None = None, seed: int = 0) -> tuple[View, View]:
@@ -394,23 +397,29 @@ def test_contrast_labels_have_a_filter_of_their_own() -> None:
     assert (strict._see(labeled, unlabeled, 0.99).labels[n:] != IGNORE).sum() == pytest.approx(0.9 * n, abs=1)
 
 
+POSITIVE = ("embedding", "bank", "quota", "pixels", "tau", "anchors", "keys", "negatives")
+
+
 def test_bad_arguments_are_refused() -> None:
     for options, message in (
         ({"sampling": "random"}, "needs memory=False"),
         ({"center": "features"}, "needs the projection head"),
-        ({"anchors": 0}, "must be at least 1"),
+        ({"anchors": 0}, "dgcl.anchors should be greater than 0, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             small(**options)
-    for make, message in (
-        (lambda: DGCL(sampling="mean"), "unknown sampling 'mean'; expected one of density, confidence, random"),
-        (lambda: DGCL(sampling="random"), "needs memory=False"),
-        (lambda: DGCL(center="none"), "unknown center"),
-        (lambda: DGCL(scales=()), "scales must be > 0"),
-        (lambda: DGCL(weight=-1.0), "weights must be >= 0"),
+    for options, message in (
+        ({"sampling": "mean"}, "dgcl.sampling should be 'density', 'confidence' or 'random', got 'mean'"),
+        ({"sampling": "random"}, "needs memory=False"),
+        ({"center": "none"}, "dgcl.center should be 'projections', 'fresh_projections' or 'features', got 'none'"),
+        ({"scales": ()}, "dgcl.scales tuple should have at least 1 item"),
+        ({"scales": (8, 0)}, r"dgcl.scales must be >= 1, got \(8, 0\)"),
+        ({"weight": -1.0}, "dgcl.weight should be greater than or equal to 0, got -1.0"),
+        ({"unlabeled_weight": -1.0}, "dgcl.unlabeled_weight should be greater than or equal to 0, got -1.0"),
+        *(({name: 0}, f"dgcl.{name} should be greater than 0, got 0") for name in POSITIVE),
     ):
         with pytest.raises(ValueError, match=message):
-            make()
+            DGCLOptions(**options)
 
 
 # --- memory -------------------------------------------------------------------------------
@@ -477,14 +486,13 @@ def test_only_projections_of_anchors_get_a_gradient() -> None:
 # --- in the host --------------------------------------------------------------------------
 
 
-def host(**options):
+def host(color: bool = False) -> MeanTeacher:
     torch.manual_seed(0)
     net = student(embedding=E)
-    contrast = DensityContrast(
-        K, D, E, bank=40, quota=20, anchors=5, keys=4, negatives=30, scales=(2, 4), exclude=(),
-        labels=EntropyFilter(0.8, least=0.1),
-    )  # fmt: skip
-    return dgcl(net, K, auxiliary=contrast, mix=NoMix(), **options).train()
+    contrast = DensityContrast(K, D, SMALL, labels=EntropyFilter(0.8, least=0.1))
+    return MeanTeacher(
+        net, label=EntropyFilter(0.2), auxiliary=contrast, mix=NoMix(), unlabeled_weight=0.5, color=color
+    ).train()
 
 
 def test_the_contrast_trains_the_encoder_and_the_head_but_not_the_teacher() -> None:
@@ -528,7 +536,7 @@ def test_a_projection_outside_training_uses_running_statistics() -> None:
 
 def test_variants_are_the_papers_text_and_the_released_code() -> None:
     base = recipe("dgcl", "voc", "1_8", "paper")
-    d = base.dgcl
+    d = base[DGCLOptions]
     assert (d.anchors, d.keys, d.negatives, d.bank, d.quota, d.tau, d.scales) == (
         200,
         50,
@@ -538,19 +546,21 @@ def test_variants_are_the_papers_text_and_the_released_code() -> None:
         0.5,
         (8, 16, 32),
     )
-    text, code = paper(base).dgcl, official(base).dgcl
+    paper, official = reading(base, "paper"), reading(base, "official")
+    text, code = paper[DGCLOptions], official[DGCLOptions]
     assert (text.anchors, text.keys, text.weight, text.unlabeled_weight, text.exclude) == (256, 256, 1, 1, ())
     assert (text.reduction, text.center, text.negatives_of) == ("sum", "features", "anchor")
     assert not text.cosine and not text.positive_in_denominator and text.own_neighbor and text.contrast_drop is None
     assert (code.weight, code.unlabeled_weight, code.ready, code.drop_falls) == (0.125, 0.5, "all", "epochs")
     city = recipe("dgcl", "cityscapes", "1_8", "paper")
-    assert official(city).dgcl.weight == 0.0625 and city.dgcl.exclude == () and city.optimization.ohem
-    assert (official(base).consistency.divisor, paper(base).consistency.divisor) == ("kept_scaled", "valid")
+    assert reading(city, "official")[DGCLOptions].weight == 0.0625
+    assert city[DGCLOptions].exclude == () and city.optimization.ohem
+    assert (official.consistency.divisor, paper.consistency.divisor) == ("kept_scaled", "valid")
 
 
 def test_recipes_reach_the_host() -> None:
     base = recipe("dgcl", "digits", "1_8", "smoke")
-    ours, text, code = (build(r, K) for r in (base, paper(base), official(base)))
+    ours, text, code = (build(reading(base, name), K) for name in ("default", "paper", "official"))
     e0 = base.consistency.unlabeled_from_epoch / base.optimization.epochs
     assert (ours.label.start, ours.label.stages) == (e0, None) and (text.label.start, text.label.stages) == (0, None)
     assert (code.label.start, code.label.stages) == (e0, 3) and code.auxiliary.labels.stages == 3
@@ -558,7 +568,7 @@ def test_recipes_reach_the_host() -> None:
     assert text.auxiliary.project is not None and ours.auxiliary.project is None
     assert code.teacher.own_statistics and code.teacher.decay == base.consistency.decay
     assert (ours.unlabeled_weight, text.unlabeled_weight, ours.color) == (0.5, 1.0, False)
-    none = build(replace(base, dgcl=replace(base.dgcl, weight=0.0)), K)
+    none = build(base.changed({"dgcl.weight": 0.0}), K)
     assert none.auxiliary is None and none.student.project is None
     for h in (ours, text, code):
         assert set(h.train().losses(batch(), 0.5).losses) == {"labeled", "unlabeled", "auxiliary"}
@@ -566,7 +576,7 @@ def test_recipes_reach_the_host() -> None:
 
 def test_smaller_steps_have_smaller_numbers_of_pixels_and_the_hash_ignores_what_is_not_used() -> None:
     tiny = recipe("dgcl")
-    d = tiny.dgcl
+    d = tiny[DGCLOptions]
     assert (d.anchors, d.keys, d.negatives, d.bank, d.quota, d.scales) == (25, 6, 64, 1240, 124, (8, 16, 32))
-    assert tiny.sha256 == replace(tiny, consistency=replace(tiny.consistency, tau=0.1)).sha256, "DGCL has no tau"
+    assert tiny.sha256 == tiny.changed({"consistency.tau": 0.1}).sha256, "DGCL has no tau"
     assert "dgcl" not in recipe("mean_teacher").as_dict() and "ddfp" not in tiny.as_dict()

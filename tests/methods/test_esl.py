@@ -10,8 +10,7 @@ from toys import K
 
 from semiseg.components import entropy
 from semiseg.losses import info_nce
-from semiseg.methods.esl import PixelToPart
-from semiseg.methods.parts import Parts
+from semiseg.methods.esl import ESLOptions, PixelToPart
 from semiseg.types import IGNORE, Output, Target, View
 
 E, L = 6, 5
@@ -38,13 +37,14 @@ def plane(*rows: int, b: int = 1) -> torch.Tensor:
 def contrast(parts: int = 2, **options) -> PixelToPart:
     """Parts are known: prototype 0 and 1 of each class are the two columns of `scene`."""
     torch.manual_seed(0)
-    made = Parts(K, parts, L, collect_steps=1)
-    made.collected.fill_(1)
-    made.prototypes[:, 0, 0] = 1
+    usual = {"embedding": E, "share": 1.0, "max_anchors": None, "contrast_weight": 1.0, "collect_steps": 1}
+    made = PixelToPart(K, L, ESLOptions(parts=parts, **(usual | options)))
+    made.parts.collected.fill_(1)
+    made.parts.prototypes[:, 0, 0] = 1
     if parts > 1:
-        made.prototypes[:, 1, 1] = 2
-    made.active[:, :2] = True
-    return PixelToPart(K, E, made, **({"share": 1.0, "weight": 1.0} | options))
+        made.parts.prototypes[:, 1, 1] = 2
+    made.parts.active[:, :2] = True
+    return made
 
 
 def test_parts_are_assigned_by_cosine_within_the_class() -> None:
@@ -81,7 +81,7 @@ def test_the_full_product_equals_gathered_negatives() -> None:
     torch.manual_seed(3)
     slots = c.bank.draw(part, 9)
     rows = c.bank.rows.flatten(0, 1)[slots]
-    torch.testing.assert_close(each.mean(), info_nce(anchors, rows[:, 0], rows[:, 1:], c.temperature))
+    torch.testing.assert_close(each.mean(), info_nce(anchors, rows[:, 0], rows[:, 1:], c.options.temperature))
 
 
 def test_identical_features_cost_ln_256_per_class_present() -> None:
@@ -93,7 +93,7 @@ def test_identical_features_cost_ln_256_per_class_present() -> None:
     got = contrast()(same, void, 0.5)
     assert got.item() == pytest.approx(2 / K * math.log(256), rel=1e-5), "absent classes count 0 in the mean over K"
     assert contrast(divisor="present")(same, void, 0.5).item() == pytest.approx(math.log(256), rel=1e-5)
-    assert contrast(weight=0.1)(same, void, 0.5).item() == pytest.approx(0.1 * got.item(), rel=1e-5)
+    assert contrast(contrast_weight=0.1)(same, void, 0.5).item() == pytest.approx(0.1 * got.item(), rel=1e-5)
     assert contrast(negatives=9)(same, void, 0.5).item() == pytest.approx(2 / K * math.log(10), rel=1e-5)
 
 

@@ -6,28 +6,25 @@ import pytest
 import torch
 from toys import B, K, S, batch
 
-from semiseg.build import build_network
+from semiseg.build import build
 from semiseg.components import CutMix, NoMix
 from semiseg.hosts.mean_teacher import MeanTeacher
-from semiseg.methods.esl import DynamicLabels, PixelToPart, esl
-from semiseg.methods.parts import Parts
-from semiseg.recipes import recipe
-from semiseg.types import IGNORE, Paste, View
+from semiseg.methods.esl import DynamicLabels
+from semiseg.recipe import recipe
+from semiseg.types import IGNORE, Mixer, Paste, View
 
 
-def host(collect_steps: int = 1, **options) -> MeanTeacher:
+def host(mix: Mixer | None = None, **changes: object) -> MeanTeacher:
     torch.manual_seed(0)
-    net = build_network(recipe("esl", "digits", "1_8", "smoke"), K)
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout2d | torch.nn.Dropout):
-            module.p = 0.0
-    parts = Parts(K, 3, net.backbone.deep_channels, collect_steps=collect_steps)
-    auxiliary = PixelToPart(K, net.project[-1].out_channels, parts, **({"sure": 0.0} | options.pop("contrast", {})))
-    return esl(net, K, auxiliary=auxiliary, **options).train()
+    own = {f"esl.{name}": value for name, value in changes.items()}
+    made = build(recipe("esl", "digits", "1_8", "smoke").changed({"esl.parts": 3, "network.dropout": 0.0} | own), K)
+    assert isinstance(made, MeanTeacher)
+    made.mix = mix or made.mix
+    return made.train()
 
 
 def test_the_terms_of_a_step_collecting_then_contrasting() -> None:
-    h = host(mix=NoMix())
+    h = host(NoMix())
     first, second = h.losses(batch(), 0.5), h.losses(batch(1), 0.5)
     assert first.losses["auxiliary"] == 0 and "anchors" not in first.statistics
     assert second.losses["auxiliary"] > 0 and second.statistics["anchors"][0] > 0
@@ -40,7 +37,7 @@ def test_the_terms_of_a_step_collecting_then_contrasting() -> None:
 @pytest.mark.parametrize("color", [False, True])
 def test_the_unlabeled_term_is_soft_cross_entropy_times_its_weight(color: bool) -> None:
     """On the weak image, as CutMix is the paper's only strong augmentation, or on the color-jittered one."""
-    h, b = host(mix=NoMix(), **({"color": True} if color else {})), batch()
+    h, b = host(NoMix(), **({"color": True} if color else {})), batch()
     reference = copy.deepcopy(h)
     got = h.losses(b, 0.5).losses["unlabeled"]
     with torch.no_grad():
@@ -61,7 +58,7 @@ class Thrice:
 
 @pytest.mark.parametrize("mix", [CutMix(1.0), Thrice()])
 def test_composes_with_mixers(mix) -> None:
-    h = host(mix=mix)
+    h = host(mix)
     for seed in range(3):
         step = h.losses(batch(seed, labeled=2), 0.5)
     assert step.losses["unlabeled"] > 0 and step.losses["auxiliary"] > 0

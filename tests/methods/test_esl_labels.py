@@ -78,23 +78,23 @@ def test_dynamic_labels_agree_with_the_literal_definition(prediction: Output) ->
 
 def test_dynamic_labels_identities(prediction: Output) -> None:
     p, order = prediction.logits.softmax(1), torch.randperm(21)
-    for rule in (DynamicLabels(0.9), DynamicLabels(rule="top"), DynamicLabels(rule="hard")):
+    for rule in (DynamicLabels(0.9), DynamicLabels(0.95, rule="top"), DynamicLabels(0.95, rule="hard")):
         y = rule.soften(p)
         torch.testing.assert_close(y.sum(1), torch.ones(2, 24, 24))
         assert torch.equal(y.argmax(1), p.argmax(1))
         torch.testing.assert_close(rule.soften(p[:, order]), y[:, order])
     number = (DynamicLabels(0.9).soften(p) > 0).sum(1)
     assert torch.equal(number == 1, p.amax(1) >= 0.9) and 0 < (number == 1).float().mean() < 1
-    assert torch.equal(DynamicLabels(1e-9).soften(p), DynamicLabels(rule="hard").soften(p)), "no ties here"
+    assert torch.equal(DynamicLabels(1e-9).soften(p), DynamicLabels(0.95, rule="hard").soften(p)), "no ties here"
 
 
 def test_every_valid_pixel_is_supervised_and_one_hot_labels_give_cross_entropy(prediction: Output) -> None:
     valid = torch.ones(2, 24, 24, dtype=torch.bool)
     valid[:, :, :4] = False
     logits = torch.randn(2, 21, 24, 24)
-    target = DynamicLabels()(prediction, valid, 0.0)
+    target = DynamicLabels(0.95)(prediction, valid, 0.0)
     assert torch.equal(target.weight, valid.float()) and torch.equal(target.denominator, valid.float())
-    hard = DynamicLabels(rule="hard")(prediction, valid, 0.0)
+    hard = DynamicLabels(0.95, rule="hard")(prediction, valid, 0.0)
     y = torch.where(valid, prediction.logits.argmax(1), IGNORE)
     torch.testing.assert_close(pixel_cross_entropy(logits, hard), F.cross_entropy(logits, y, ignore_index=IGNORE))
     by_hand = -(target.label * logits.log_softmax(1)).sum(1)[valid].mean()  # Eq. 6

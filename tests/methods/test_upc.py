@@ -1,8 +1,10 @@
 """UPC: entropy, patches, masks, donors and rows, by hand and at every edge the method has."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from torch import Tensor
 
 from semiseg.components import entropy
 from semiseg.data.pseudo_labels import coded
+from semiseg.methods.pasting import draw_donors, paste_labeled
 from semiseg.methods.upc import (
     PatchCutMix,
-    draw_donors,
+    UPCOptions,
     noise,
-    paste_labeled,
     patch_edges,
     patch_mask,
     patch_miou,
@@ -24,8 +26,7 @@ from semiseg.methods.upc import (
     top_patches,
     uncertainty,
 )
-from semiseg.options import UPC
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.types import IGNORE, Target, View
 
 SIZES = [(321, 321), (512, 512), (513, 513), (769, 769), (7, 5)]
@@ -48,6 +49,10 @@ def unlabeled(b: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> Vi
 
 def labeled(d: int = 4, size: tuple[int, int] = (16, 16), seed: int = 10) -> View:
     return View(2 + drawn(d, 3, *size, seed=seed), Target.from_labels(classes(d, *size, seed=seed)))
+
+
+def patches(*options: Any, **named: Any) -> PatchCutMix:
+    return PatchCutMix(UPCOptions(*options, **named))
 
 
 def with_error(own: View, row: slice, column: slice) -> View:
@@ -160,15 +165,20 @@ def test_impossible_grids_are_refused() -> None:
     for k in (17, -1, torch.tensor([3, 17])):
         with pytest.raises(ValueError, match=r"k must be in 0\.\.16"):
             top_patches(torch.zeros(2, 4, 4), k)
-    for make in (UPC, PatchCutMix):
-        with pytest.raises(ValueError, match=r"each k in 0\.\.n\*n, got n=2, k=\(5,\)"):
-            make(n=2, k=(5,))
+    for k in ((5,), (1, -1)):
+        with pytest.raises(ValueError, match=rf"each k in 0\.\.n\*n, got n=2, k={re.escape(str(k))}"):
+            UPCOptions(n=2, k=k)
+    for wrong, message in (
+        ({"n": 0}, "upc.n should be greater than or equal to 1, got 0"),
+        ({"k": ()}, "upc.k tuple should have at least 1 item"),
+        ({"rows": "some"}, "upc.rows should be 'all' or 'sample', got 'some'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            UPCOptions(**wrong)
     with pytest.raises(ValueError, match="n=33"):
-        PatchCutMix(33, (1,))(unlabeled(), labeled())
-    with pytest.raises(ValueError, match="unknown 'some'; expected one of all, sample"):
-        PatchCutMix(rows="some")
+        patches(33, (1,))(unlabeled(), labeled())
     with pytest.raises(ValueError, match=r"crops of 32 pixels cannot be divided into n=33 patches"):
-        replace(recipe("mean_teacher"), upc=UPC(n=33))
+        recipe("mean_teacher").having(UPCOptions(n=33))
 
 
 def test_each_image_has_its_own_number() -> None:
@@ -203,7 +213,7 @@ def test_entropy_of_padding_counts_as_0() -> None:
 
 def test_a_view_without_entropy_is_refused() -> None:
     with pytest.raises(ValueError, match="give the view `entropy`"):
-        PatchCutMix()(replace(unlabeled(), entropy=None), labeled())
+        patches()(replace(unlabeled(), entropy=None), labeled())
 
 
 # --- the oracle -------------------------------------------------------------------------------
@@ -261,7 +271,7 @@ def test_the_oracle_needs_the_truth() -> None:
 @pytest.mark.parametrize("size", [(16, 16), (7, 5)])
 def test_inside_the_mask_the_labeled_image_and_outside_the_own(size: tuple[int, int]) -> None:
     own, donors = unlabeled(3, size), labeled(5, size)
-    paste = PatchCutMix(rows="all")(own, donors)
+    paste = patches(rows="all")(own, donors)
     mixed = paste.view(own, donors)
     masks = [patch_mask(top_patches(uncertainty(own, 4), k), size) for k in (2, 3, 5)]
     assert torch.equal(paste.source >= 3, torch.cat(masks))
@@ -279,7 +289,7 @@ def test_unlabeled_pixels_of_donors_arrive_without_loss() -> None:
     own, y = unlabeled(), classes(2, 16, 16)
     y[:, ::2] = IGNORE
     donors = View(drawn(2, 3, 16, 16), Target.from_labels(y))
-    mixer = PatchCutMix(4, (5,), rows="all")
+    mixer = patches(4, (5,), rows="all")
     mixed = (paste := mixer(own, donors)).view(own, donors)
     foreign = paste.source >= 2
     for row in range(2):
@@ -293,7 +303,7 @@ def test_unlabeled_pixels_of_donors_arrive_without_loss() -> None:
 def test_no_patch_is_the_identity() -> None:
     own, donors = unlabeled(), labeled()
     for rows, copies in (("all", 2), ("sample", 1)):
-        mixed = PatchCutMix(4, (0,) * copies, rows=rows)(own, donors).view(own, donors)
+        mixed = patches(4, (0,) * copies, rows=rows)(own, donors).view(own, donors)
         assert torch.equal(mixed.image, own.image.repeat(copies, 1, 1, 1))
         assert torch.equal(mixed.target.label, own.target.label.repeat(copies, 1, 1))
         assert torch.equal(mixed.target.weight, own.target.weight.repeat(copies, 1, 1))
@@ -301,7 +311,7 @@ def test_no_patch_is_the_identity() -> None:
 
 def test_all_patches_are_the_labeled_image() -> None:
     own, donors = unlabeled(2), labeled(2)
-    mixed = PatchCutMix(4, (16,), rows="all")(own, donors).view(own, donors)
+    mixed = patches(4, (16,), rows="all")(own, donors).view(own, donors)
     assert sorted(mixed.image.flatten(1).sum(1).tolist()) == sorted(donors.image.flatten(1).sum(1).tolist())
 
 
@@ -311,7 +321,7 @@ def test_the_order_of_classes_changes_no_mask() -> None:
     sources = []
     for scored in (logits, logits[:, order]):
         torch.manual_seed(0)
-        sources.append(PatchCutMix(rows="all")(replace(own, entropy=entropy(scored)), donors).source)
+        sources.append(patches(rows="all")(replace(own, entropy=entropy(scored)), donors).source)
     assert torch.equal(*sources)
 
 
@@ -332,7 +342,7 @@ def test_entropy_maps_of_one_byte_keep_the_masks() -> None:
 
 def test_three_rows_of_three_labeled_images_with_nested_masks() -> None:
     own, donors = unlabeled(3), labeled(4)
-    paste = PatchCutMix(rows="all")(own, donors)
+    paste = patches(rows="all")(own, donors)
     assert paste.source.shape == (9, 16, 16)
     foreign = (paste.source >= 3).view(3, 3, 16, 16)
     assert foreign.flatten(2).sum(2).tolist() == [[2 * 16] * 3, [3 * 16] * 3, [5 * 16] * 3]
@@ -351,14 +361,14 @@ def test_donors_are_drawn_equally_often() -> None:
 
 @pytest.mark.parametrize("donors", [1, 2])
 def test_fewer_donors_than_rows_are_drawn_with_replacement(donors: int) -> None:
-    mixed = PatchCutMix(rows="all")(unlabeled(2), labeled(donors))
+    mixed = patches(rows="all")(unlabeled(2), labeled(donors))
     assert mixed.source.shape[0] == 6
     assert set(mixed.source.unique().tolist()) <= set(range(2 + donors))
     assert draw_donors(3, 50, labeled(donors)).unique().tolist() == list(range(donors))
 
 
 def test_one_row_draws_its_number_anew() -> None:
-    mixer, seen = PatchCutMix(4, (2, 3, 5), rows="sample"), []
+    mixer, seen = patches(4, (2, 3, 5), rows="sample"), []
     for _ in range(40):
         source = mixer(unlabeled(4), labeled()).source
         assert source.shape == (4, 16, 16)
@@ -376,7 +386,7 @@ def test_donors_that_know_little_stand_back() -> None:
     y[2:, :12] = IGNORE
     poor = replace(donors, target=Target.from_labels(y))
     assert set(draw_donors(2, 20, poor, 0.5).unique().tolist()) == {0, 1, 2, 3}, "where none is rich, all take part"
-    source = PatchCutMix(4, (16,), rows="all", known=0.5)(unlabeled(2), donors).source
+    source = patches(4, (16,), rows="all", known=0.5)(unlabeled(2), donors).source
     assert set(source.unique().tolist()) <= {2 + 2, 2 + 3}
 
 
@@ -387,7 +397,7 @@ def test_paste_by_hand() -> None:
 
 
 def test_random_patches_change_and_are_as_many() -> None:
-    mixer = PatchCutMix(4, (5,), rows="all", select="random")
+    mixer = patches(4, (5,), rows="all", select="random")
     masks = [mixer(unlabeled(), labeled()).source >= 2 for _ in range(10)]
     assert all((m.flatten(1).sum(1) == 5 * 16).all() for m in masks)
     assert any(not torch.equal(masks[0], m) for m in masks[1:])
@@ -397,7 +407,7 @@ def test_random_patches_change_and_are_as_many() -> None:
 
 def test_statistics_are_of_what_was_done() -> None:
     own = with_error(unlabeled(), slice(0, 4), slice(0, 4))
-    mixer = PatchCutMix(4, (1,), rows="all", select="oracle")
+    mixer = patches(4, (1,), rows="all", select="oracle")
     mixer(own, labeled())
     found = {name: (total / count).item() for name, (total, count) in mixer.statistics.items()}
     assert found == {"replaced": 1 / 16, "replaced_known": 1.0, "noise_before": 1 / 16, "noise_after": 0.0}

@@ -8,21 +8,19 @@ import torch
 from test_upc import classes, drawn, labeled, unlabeled
 from toys import B, K, S, batch, student
 
-from semiseg.build import build
+from semiseg.build import build, mixer
 from semiseg.components import entropy
-from semiseg.hosts.cps import CrossPseudoSupervision
-from semiseg.hosts.cutmix_seg import CutMixSegmentation
-from semiseg.methods.upc import PatchCutMix, patch_mask, patch_sums, top_patches
+from semiseg.hosts.cps import CPSOptions, CrossPseudoSupervision
+from semiseg.hosts.cutmix_seg import CutMixSegmentation, CutMixSegOptions
+from semiseg.methods.upc import PatchCutMix, UPCOptions, patch_mask, patch_sums, top_patches
 from semiseg.methods.upc_controls import (
     LabeledCopyPaste,
     LabeledCutMix,
     PixelErasing,
     RandomErasing,
     least_certain,
-    mixer_of,
 )
-from semiseg.options import UPC
-from semiseg.recipes import Recipe, recipe
+from semiseg.recipe import Recipe, recipe
 from semiseg.types import IGNORE, Mixer, Paste, Target, View
 
 
@@ -130,7 +128,7 @@ def test_uncertain_pixels_of_equal_entropy_and_of_padding() -> None:
     assert least_certain(own, torch.tensor([3]))[0].nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
     assert least_certain(own, torch.tensor([13]))[0, 0].tolist() == [True, False, False, False], "padding last"
     with pytest.raises(ValueError, match="pixel erasing needs the entropy"):
-        PixelErasing()(replace(own, entropy=None), labeled(1, (4, 4)))
+        PixelErasing(4, (2, 3, 5), "sample")(replace(own, entropy=None), labeled(1, (4, 4)))
 
 
 def test_one_row_draws_the_number_of_pixels() -> None:
@@ -151,41 +149,54 @@ def test_boxes_that_cannot_be(make) -> None:
 # --- options to mixers --------------------------------------------------------------------
 
 
+def mixer_of(options: UPCOptions, data: str = "digits") -> Mixer:
+    made = mixer(recipe("cps", data).having(options), None, K)
+    assert made is not None
+    return made
+
+
 @pytest.mark.parametrize(
-    ("options", "made"),
+    ("kind", "made"),
     [
-        (UPC(), PatchCutMix), (UPC(replace="box"), LabeledCutMix), (UPC(replace="copy_paste"), LabeledCopyPaste),
-        (UPC(replace="erase"), RandomErasing), (UPC(replace="erase_pixels"), PixelErasing),
+        ("patches", PatchCutMix), ("box", LabeledCutMix), ("copy_paste", LabeledCopyPaste), ("erase", RandomErasing),
+        ("erase_pixels", PixelErasing),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("rows", ["sample", "all"])
-def test_the_mixer_that_the_options_ask_for(options: UPC, made: type, rows: str) -> None:
-    mixer: Mixer = mixer_of(replace(options, rows=rows))
-    assert type(mixer) is made
-    paste = mixer(unlabeled(2), labeled(4))
+def test_the_mixer_that_the_options_ask_for(kind: str, made: type, rows: str) -> None:
+    mix = mixer_of(UPCOptions(replace=kind, rows=rows))
+    assert type(mix) is made
+    paste = mix(unlabeled(2), labeled(4))
     assert len(paste.source) == (6 if rows == "all" else 2), "as many rows as UPC has"
 
 
 def test_options_reach_the_mixer() -> None:
-    mixer = mixer_of(UPC(5, (7, 9), select="random", divide="mean", known=0.5, rows="all"))
-    assert (mixer.n, mixer.k, mixer.select, mixer.divide, mixer.known, mixer.rows) == (
+    assert UPCOptions().replace == "patches"
+    asked = UPCOptions(5, (7, 9), select="random", divide="mean", known=0.5, rows="all")
+    made = mixer_of(asked).options
+    assert made == asked and (made.n, made.k, made.select, made.divide, made.known, made.rows) == (
         5, (7, 9), "random", "mean", 0.5, "all",
     )  # fmt: skip
-    assert mixer_of(UPC(replace="copy_paste"), background=None).background is None
-    city = replace(recipe("cps", "cityscapes", "1_8", "paper"), upc=UPC(replace="copy_paste"))
-    voc = replace(recipe("cps", "voc", "1_8", "paper"), upc=UPC(replace="copy_paste"))
-    assert [build(replace(r, network=recipe("cps").network), K).mix.background for r in (city, voc)] == [None, 0]
+    pixels = mixer_of(replace(asked, replace="erase_pixels"))
+    assert (pixels.n, pixels.k, pixels.rows) == (5, (7, 9), "all")
+    assert [mixer_of(replace(asked, replace=kind)).known for kind in ("box", "copy_paste")] == [0.5, 0.5]
+    copying = UPCOptions(replace="copy_paste")
+    assert [mixer_of(copying, data).background for data in ("digits", "camvid")] == [0, None]
+    city, voc = (recipe("cps", data, "1_8", "paper").having(copying) for data in ("cityscapes", "voc"))
+    assert [build(r.having(recipe("cps").network), K).mix.background for r in (city, voc)] == [None, 0]
 
 
 def test_options_survive_a_record() -> None:
-    made = replace(recipe("stpp"), upc=UPC(5, (7,), rows="all", select="oracle", replace="box"))
+    made = recipe("stpp").having(UPCOptions(5, (7,), rows="all", select="oracle", replace="box"))
     read = Recipe.from_dict(made.as_dict())
-    assert read.upc == made.upc and read.as_dict() == made.as_dict() and made.label == "stpp+upc"
+    assert read[UPCOptions] == made[UPCOptions] and read.as_dict() == made.as_dict() and made.label == "stpp+upc"
     for wrong in ({"select": "best"}, {"replace": "all"}, {"rows": "3"}, {"divide": "max"}):
-        with pytest.raises(ValueError, match="expected one of"):
-            UPC(**wrong)
-    with pytest.raises(ValueError, match=r"known is a share of pixels in \[0, 1\], got 2"):
-        UPC(known=2)
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=rf"upc\.{name} should be '\w+',? .*or '\w+', got '{value}'"):
+            UPCOptions(**wrong)
+    for known, message in ((2, "less than or equal to 1, got 2"), (-0.1, "greater than or equal to 0, got -0.1")):
+        with pytest.raises(ValueError, match=f"upc.known should be {message}"):
+            UPCOptions(known=known)
 
 
 # --- inside a host ------------------------------------------------------------------------
@@ -202,8 +213,8 @@ class Watching(PatchCutMix):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cps_has_a_mask_for_each_pseudo_label_or_one_of_the_mean(shared: bool) -> None:
-    mixer = Watching(4, (3,), rows="all")
-    h = CrossPseudoSupervision(student(dropout=0.0), mix=mixer, shared_mask=shared).train()
+    mixer = Watching(UPCOptions(4, (3,), rows="all"))
+    h = CrossPseudoSupervision(student(dropout=0.0), CPSOptions(), mix=mixer, shared_mask=shared).train()
     b = batch()
     doubts = [entropy(copy.deepcopy(net).eval()(b.u_weak).logits) * b.u_valid for net in (h.student, h.other)]
     h.losses(b, 0.0)
@@ -216,25 +227,27 @@ def test_cps_has_a_mask_for_each_pseudo_label_or_one_of_the_mean(shared: bool) -
 
 
 def test_no_gradient_flows_from_a_mask() -> None:
-    mixer = Watching()
+    mixer = Watching(UPCOptions())
     own = unlabeled()
     doubt = own.entropy.clone().requires_grad_()
     paste = mixer(replace(own, entropy=doubt * 2), labeled())
     assert not paste.source.requires_grad and doubt.grad is None
     assert not any(v.requires_grad for v in mixer.statistics.values())
     for method in ("mean_teacher", "cps", "u2pl", "cutmix_seg", "mean_teacher_mse"):
-        h = build(replace(recipe(method, "digits", "1_8", "smoke"), upc=UPC()), K).train()
-        h.mix = Watching()
+        h = build(recipe(method, "digits", "1_8", "smoke").having(UPCOptions()), K).train()
+        h.mix = Watching(UPCOptions())
         h.losses(batch(), 0.9)
         for own, _ in h.mix.seen:
             assert own.entropy is not None and not own.entropy.requires_grad, method
             assert not own.target.label.requires_grad, method
 
 
-@pytest.mark.parametrize("make", [CutMixSegmentation, lambda s, mix: CrossPseudoSupervision(s, mix=mix, padding=True)])
-def test_padding_has_no_entropy_where_a_host_counts_it(make) -> None:
+@pytest.mark.parametrize(
+    ("make", "options"), [(CutMixSegmentation, CutMixSegOptions()), (CrossPseudoSupervision, CPSOptions(padding=True))]
+)
+def test_padding_has_no_entropy_where_a_host_counts_it(make, options) -> None:
     """These hosts divide by all pixels, so that padding can only be told by its entropy."""
-    mixer = Watching(4, (1,), rows="all")
-    make(student(dropout=0.0), mix=mixer).train().losses(b := batch(), 0.9)
+    mixer = Watching(UPCOptions(4, (1,), rows="all"))
+    make(student(dropout=0.0), options, mix=mixer).train().losses(b := batch(), 0.9)
     for own, _ in mixer.seen:
         assert (own.entropy[~b.u_valid] == 0).all() and (own.entropy[b.u_valid] > 0).all()

@@ -12,8 +12,8 @@ from torch import Tensor
 from semiseg.components import ConfidentLabels, CutMix, weigh_and_mix
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.losses import pixel_cross_entropy
-from semiseg.methods.wpl import RankWeight, nearest, shared_channels, signatures
-from semiseg.options import WPL
+from semiseg.methods.wpl import RankWeight, WPLOptions, nearest, shared_channels, signatures
+from semiseg.recipe import reading, recipe
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
 GOLDEN = torch.load(Path(__file__).parents[1] / "golden" / "wpl_weights.pt", weights_only=True)
@@ -34,9 +34,13 @@ def view(features: Tensor, label: Tensor, confidence: Tensor, ignore: Tensor, bo
     return View(features[:, :3], target, output(features, label, confidence), boxes=boxes)
 
 
+def rank_weight(classes: int, width: int, **options: Any) -> RankWeight:
+    return RankWeight(classes, width, WPLOptions(**options))
+
+
 def released(**options: Any) -> RankWeight:
     """A weighter with the recorded memories."""
-    weigher = RankWeight(K, 64, **{"memory": 600, "quota": 10**6} | options)
+    weigher = rank_weight(K, 64, **{"memory": 600, "quota": 10**6} | options)
     for bank, held in ((weigher.labeled, "memory_labelled"), (weigher.unlabeled, "memory_unlabelled")):
         for k, vectors in enumerate(GIVEN[held]):
             if vectors is not None:
@@ -68,7 +72,6 @@ def test_losses_equal_the_recorded_ones_in_both_readings(name: str, mixed: bool)
     own, other, paste = recorded()
     logits = GIVEN["logits_s1" if mixed else "logits_fp"]
     weigher, paper = released(), released(in_divisor=False, offset=0.0)
-    paper.offset = 0.0
 
     def loss(w: RankWeight) -> Tensor:
         factor = paste(w(own), w(other)) if mixed else w(own)
@@ -88,7 +91,7 @@ def test_reliable_pixels_are_the_recorded_ones() -> None:
     strong = Output(GIVEN["logits_s1"], GIVEN["feats_s1"], GIVEN["feats_s1"][:, :0], GIVEN["feats_s1"])
     mixed = View(own.image, target, teacher, strong, boxes=boxes)
     nothing = Target(target.label, torch.zeros_like(target.weight), target.weight)
-    weigher = RankWeight(K, 64, memory=600, quota=10**6)
+    weigher = rank_weight(K, 64, memory=600, quota=10**6)
     weigher.observe(View(own.image, nothing, own.teacher, strong), mixed)
     assert int(WANTED["reliable1"].sum()) == len(WANTED["offered_labels1"]) > 0
     assert torch.equal(weigher.unlabeled.filled, WANTED["offered_labels1"].bincount(minlength=K))
@@ -134,8 +137,8 @@ def test_counts_equal_a_loop_over_sorted_channels() -> None:
 
 
 def test_k_must_fit_the_features() -> None:
-    with pytest.raises(ValueError, match=r"k must be in 1..4, the number of feature channels, got 5"):
-        RankWeight(3, 4)
+    with pytest.raises(ValueError, match=r"wpl\.k must be in 1\.\.4, the number of feature channels, got 5"):
+        rank_weight(3, 4)
 
 
 # --- banks and prototypes ---------------------------------------------------------------------
@@ -154,7 +157,7 @@ def seen(weight: float = 1.0, boxes: bool | None = True, right: bool = True, see
 
 
 def test_without_prototypes_every_pixel_is_left_to_the_host_or_to_nobody() -> None:
-    weigher = RankWeight(3, 6, k=3)
+    weigher = rank_weight(3, 6, k=3)
     assert torch.equal(weigher(seen()[1]), torch.ones(2, 8, 8))
     weigher.unlabeled.push(torch.rand(9, 6), torch.arange(9) % 3, quota=9)
     assert torch.equal(weigher(seen()[1]), torch.ones(2, 8, 8)), "an empty labeled bank makes no prototype"
@@ -169,7 +172,7 @@ def test_without_prototypes_every_pixel_is_left_to_the_host_or_to_nobody() -> No
      ("none", True, False)],
 )  # fmt: skip
 def test_what_confirms_an_unlabeled_pixel(reliable: str, boxes: bool | None, stored: bool) -> None:
-    weigher = RankWeight(3, 6, k=3, reliable=reliable)
+    weigher = rank_weight(3, 6, k=3, reliable=reliable)
     weigher.observe(*seen(boxes=boxes))
     assert (weigher.unlabeled.filled > 0).all() == stored == bool((weigher.unlabeled.filled > 0).any())
     assert (weigher.labeled.filled > 0).all()
@@ -177,16 +180,16 @@ def test_what_confirms_an_unlabeled_pixel(reliable: str, boxes: bool | None, sto
 
 def test_wrong_unsure_and_ignored_labeled_pixels_are_not_stored() -> None:
     for wrong in (seen(right=False), seen(weight=0.0)):
-        weigher = RankWeight(3, 6, k=3)
+        weigher = rank_weight(3, 6, k=3)
         weigher.observe(wrong[0], seen()[1])
         assert int(weigher.labeled.filled.sum()) == 0
-    weigher = RankWeight(3, 6, k=3, sure=1.0)
+    weigher = rank_weight(3, 6, k=3, sure=1.0)
     weigher.observe(*seen())
     assert int(weigher.labeled.filled.sum()) == 0
 
 
 def test_quota_is_per_image_and_class_and_the_oldest_leave() -> None:
-    weigher = RankWeight(3, 6, k=3, quota=2, memory=6)
+    weigher = rank_weight(3, 6, k=3, quota=2, memory=6)
     weigher.observe(*seen())
     assert weigher.labeled.filled.tolist() == [4, 4, 4]  # two images
     for seed in range(3):
@@ -195,7 +198,7 @@ def test_quota_is_per_image_and_class_and_the_oldest_leave() -> None:
 
 
 def test_prototype_is_one_flat_mean_over_both_banks() -> None:
-    weigher = RankWeight(2, 3, k=1)
+    weigher = rank_weight(2, 3, k=1)
     weigher.labeled.push(torch.tensor([[3.0, 0, 0]]), torch.tensor([0]), quota=1)
     weigher.unlabeled.push(torch.tensor([[0.0, 3, 0], [0, 3, 0]]), torch.tensor([0, 0]), quota=2)
     prototypes, ready = weigher.prototypes()
@@ -203,7 +206,7 @@ def test_prototype_is_one_flat_mean_over_both_banks() -> None:
 
 
 def test_banks_are_part_of_the_checkpoint() -> None:
-    one, other = (RankWeight(3, 6, k=3, offset=0.0) for _ in range(2))
+    one, other = (rank_weight(3, 6, k=3, offset=0.0) for _ in range(2))
     one.observe(*seen())
     other.load_state_dict(one.state_dict())
     mixed = seen()[1]
@@ -212,7 +215,7 @@ def test_banks_are_part_of_the_checkpoint() -> None:
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_other_similarities_lie_in_0_1_and_are_1_for_the_prototype_itself(similarity: str) -> None:
-    weigher = RankWeight(3, 6, k=3, similarity=similarity)
+    weigher = rank_weight(3, 6, k=3, similarity=similarity)
     z = torch.rand(1, 6, 2, 2)
     found = weigher.similarities(z, z[0, :, 0].T)
     torch.testing.assert_close(found[0, 0, 0, 0], torch.tensor(1.0), rtol=0, atol=1e-3)
@@ -233,7 +236,7 @@ def test_nearest_is_torchs() -> None:
 
 def prepared(**options: Any) -> RankWeight:
     """A weighter of 3 classes and 6 channels with labeled vectors of every class."""
-    made = RankWeight(3, 6, **{"k": 3, "offset": 0.0} | options)
+    made = rank_weight(3, 6, **{"k": 3, "offset": 0.0} | options)
     g = torch.Generator().manual_seed(5)
     made.labeled.push(torch.rand(9, 6, generator=g), torch.arange(9) % 3, quota=9)
     return made
@@ -255,7 +258,7 @@ def test_full_resolution_ranks_the_features_brought_to_image_size() -> None:
     torch.testing.assert_close(weigher(mixed), wanted)
     coarse = prepared(offset=1.0)(mixed)
     assert 0 < (coarse != wanted).float().mean() < 1, "on the feature grid some pixels get another weight"
-    stored = RankWeight(3, 6, k=3, resolution="full", quota=99, reliable="confidence")
+    stored = rank_weight(3, 6, k=3, resolution="full", quota=99, reliable="confidence")
     stored.observe(*seen())
     assert int(stored.unlabeled.filled.sum()) == 2 * 8 * 8, "one vector per image pixel, not per feature"
 
@@ -277,24 +280,29 @@ def test_offset_unknown_and_divisor_name_the_two_readings() -> None:
     plain, official = prepared(), prepared(offset=1.0)
     torch.testing.assert_close(official(own), plain(own) + 1)
     for offset, unknown, value in ((0.0, None, 0.0), (1.0, None, 1.0), (1.0, 0.5, 0.5)):
-        nothing = RankWeight(3, 6, k=3, offset=offset, unknown=unknown)
+        nothing = rank_weight(3, 6, k=3, offset=offset, unknown=unknown)
         assert (nothing(own) == value).all() and nothing.statistics["prototypes"].tolist() == [0, 3]
-    assert (WPL.paper().offset, WPL.paper().in_divisor) == (0, False)
-    assert (WPL.official().offset, WPL.official().in_divisor, WPL.official().resolution) == (1, True, "full")
+    text, code = (reading(recipe("unimatch").having(WPLOptions()), name)[WPLOptions] for name in ("paper", "official"))
+    assert (text.offset, text.in_divisor) == (0, False)
+    assert (code.offset, code.in_divisor, code.resolution) == (1, True, "full")
     for wrong, message in (
-        ({"similarity": "dot"}, "unknown similarity 'dot'; expected one of rank, cosine, euclidean"),
-        ({"reliable": "yes"}, "unknown reliable 'yes'; expected one of detector, confidence, none"),
-        ({"resolution": "image"}, "unknown resolution 'image'; expected one of features, full"),
-        ({"k": 0}, "k must be > 0, got 0"),
-        ({"box_score": 85}, r"sure and box_score in \[0, 1\]"),
+        ({"similarity": "dot"}, "should be 'rank', 'cosine' or 'euclidean', got 'dot'"),
+        ({"reliable": "yes"}, "should be 'detector', 'confidence' or 'none', got 'yes'"),
+        ({"resolution": "image"}, "should be 'features' or 'full', got 'image'"),
+        *(({name: 0}, "should be greater than 0, got 0") for name in ("k", "memory", "quota")),
+        *(({name: 85}, "should be less than or equal to 1, got 85") for name in ("sure", "box_score")),
+        *(
+            ({name: -0.1}, "should be greater than or equal to 0, got -0.1")
+            for name in ("sure", "box_score", "offset", "unknown")
+        ),
     ):
-        with pytest.raises(ValueError, match=message):
-            WPL(**wrong)
+        with pytest.raises(ValueError, match=f"wpl.{next(iter(wrong))} {message}"):
+            WPLOptions(**wrong)
 
 
 def test_similarities_by_hand() -> None:
     z, prototype = pixel(3, 4), torch.tensor([[1.0, 0]])
-    cosine, euclidean = (RankWeight(1, 2, k=1, similarity=s) for s in ("cosine", "euclidean"))  # type: ignore[arg-type]
+    cosine, euclidean = (rank_weight(1, 2, k=1, similarity=s) for s in ("cosine", "euclidean"))  # type: ignore[arg-type]
     assert cosine.similarities(z, prototype).item() == pytest.approx(0.6)
     assert euclidean.similarities(z, prototype).item() == pytest.approx(1 - (2 - 1.2) ** 0.5 / 2)
     assert torch.equal(cosine.similarities(z, prototype), cosine.similarities(7 * z, 2 * prototype))
@@ -317,7 +325,7 @@ def test_unsure_and_padded_unlabeled_pixels_are_not_stored(reliable: str) -> Non
         mixed, target=Target(mixed.target.label, mixed.target.weight, torch.zeros_like(mixed.target.weight))
     )
     for view_of in (unsure, padded):
-        weigher = RankWeight(3, 6, k=3, reliable=reliable)  # type: ignore[arg-type]
+        weigher = rank_weight(3, 6, k=3, reliable=reliable)  # type: ignore[arg-type]
         weigher.observe(labeled, view_of)
         assert int(weigher.unlabeled.filled.sum()) == 0 < int(weigher.labeled.filled.sum())
 
@@ -326,7 +334,7 @@ def test_only_pixels_inside_a_box_of_their_own_class_confirm() -> None:
     labeled, mixed = seen()
     boxes = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     boxes[0, 1, :4] = True  # upper half of the first image, class 1 alone
-    weigher = RankWeight(3, 6, k=3, quota=99)
+    weigher = rank_weight(3, 6, k=3, quota=99)
     weigher.observe(labeled, replace(mixed, boxes=boxes))
     assert mixed.student is not None
     there = nearest(mixed.target.hard, torch.Size((4, 4)))[0, :2] == 1
@@ -339,7 +347,7 @@ def test_what_is_stored_is_the_students_strong_view_and_what_is_weighed_the_teac
     labeled, mixed = seen()
     assert mixed.teacher is not None
     other = mixed.teacher._replace(features=mixed.teacher.features + 10)
-    weigher = RankWeight(3, 6, k=3, quota=99)
+    weigher = rank_weight(3, 6, k=3, quota=99)
     weigher.observe(labeled, mixed.seen_by(other))
     assert weigher.unlabeled.rows[:, :1].min() >= 10
     weigher = prepared()
@@ -350,7 +358,7 @@ def test_what_is_stored_is_the_students_strong_view_and_what_is_weighed_the_teac
 
 
 def test_no_labeled_pixel_in_a_batch_and_no_kept_one_leave_a_finite_step() -> None:
-    weigher = RankWeight(toys.K, toys.D, sure=0.0)
+    weigher = rank_weight(toys.K, toys.D, sure=0.0)
     host = MeanTeacher(toys.student(), label=ConfidentLabels(0.0), weigh=weigher, divisor="valid")
     given = toys.batch()
     step = host.losses(given._replace(y=torch.full_like(given.y, IGNORE)), 0.5)
@@ -365,7 +373,7 @@ def test_no_labeled_pixel_in_a_batch_and_no_kept_one_leave_a_finite_step() -> No
 
 def test_a_host_weighs_the_unlabeled_term_and_pasted_labels_keep_weight_1() -> None:
     torch.manual_seed(0)
-    weigher = RankWeight(toys.K, toys.D, k=10, sure=0.0)  # two tens of sixteen channels always share four
+    weigher = rank_weight(toys.K, toys.D, k=10, sure=0.0)  # two tens of sixteen channels always share four
     host = MeanTeacher(
         toys.student(), label=ConfidentLabels(0.0), mix=CutMix(p=1.0), weigh=weigher, color=True, divisor="valid"
     )
@@ -380,7 +388,7 @@ def test_a_host_weighs_the_unlabeled_term_and_pasted_labels_keep_weight_1() -> N
     labeled, mixed = seen()
     rows = torch.arange(2)[:, None, None].expand(2, 8, 8).clone()
     rows[:, :4] += 2
-    small = RankWeight(3, 6, k=3)
+    small = rank_weight(3, 6, k=3)
     small.observe(*seen())
     target = weigh_and_mix(small, Paste(rows), mixed, labeled, mixed)
     assert (target.weight[:, :4] == 1).all() and torch.equal(target.weight[:, 4:], small(mixed)[:, 4:])

@@ -14,8 +14,9 @@ from semiseg.build import load_exported
 from semiseg.data.held_out import held_out_of, hold_out
 from semiseg.data.splits import seeded_split
 from semiseg.evaluate import Scores, scorer
+from semiseg.hosts.supervised import Supervised
 from semiseg.options import Evaluation
-from semiseg.recipes import Recipe, recipe
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, keep
 from semiseg.training.checkpoint import Keep
 from semiseg.training.run import train
@@ -25,9 +26,8 @@ SPLIT = seeded_split(DATA.train, "1_4", 0)
 
 
 def smoke(share: float = 0.3, method: str = "mean_teacher") -> Recipe:
-    made = recipe(method, "digits", "1_4", "smoke")
-    o = replace(made.optimization, epoch_steps=4)
-    return replace(made, optimization=o, evaluation=replace(made.evaluation, every=1, held_out=share))
+    changes = {"optimization.epoch_steps": 4, "evaluation.every": 1, "evaluation.held_out": share}
+    return recipe(method, "digits", "1_4", "smoke").changed(changes)
 
 
 def go(folder: Path, r: Recipe, data: Blobs = DATA, **options) -> Run:
@@ -65,7 +65,7 @@ def test_nothing_can_be_held_out_of_one_image_or_of_single_witnesses() -> None:
     by_class = {int(DATA.mask(key).max()): key for key in DATA.train}
     with pytest.raises(ValueError, match=r"none of 3 labeled images can be held out.*set held_out to 0"):
         hold_out(DATA, tuple(by_class.values()), 0.5, 0)
-    with pytest.raises(ValueError, match=r"held_out is a share of the labeled images in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"evaluation\.held_out should be less than 1, got 1"):
         Evaluation(held_out=1)
 
 
@@ -118,16 +118,11 @@ def test_an_earlier_epoch_can_be_selected(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_choice_is_by_held_out_scores_whatever_validation_says(tmp_path: Path) -> None:
     from semiseg.training.selection import Selection
 
-    class Host(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.teacher = self.student = torch.nn.Linear(1, 1)
-
-    held, rows = iter((0.5, 0.5, 0.8, 0.8, 0.7, 0.7)), []
+    held, rows, host = iter((0.5, 0.5, 0.8, 0.8, 0.7, 0.7)), [], Supervised(torch.nn.Linear(1, 1))
     select = Selection(tmp_path, lambda network: Scores(next(held), 0.0, (), ()))
     for epoch, val in enumerate((0.9, 0.1, 0.99), 1):
         both = {name: Scores(val, 0.0, (), ()) for name in ("student", "teacher")}
-        rows.append({"epoch": epoch, "miou_teacher": val} | select(Host(), rows, both, epoch))
+        rows.append({"epoch": epoch, "miou_teacher": val} | select(host, rows, both, epoch))
     chosen = select.export(tmp_path / "model.safetensors")
     assert (chosen["epoch"], chosen["teacher"]["miou"], chosen["held_out"]["teacher"]["miou"]) == (2, 0.1, 0.8)
 
@@ -174,17 +169,14 @@ def test_a_resumed_run_selects_the_same(method: str, finished: Run, tmp_path: Pa
 
 
 def test_a_stage_that_keeps_its_best_network_asks_the_held_out_images(tmp_path: Path) -> None:
-    class Host:
-        student = torch.nn.Linear(1, 1)
-
-    rows = [{"epoch": 1, "miou_student": 0.1, "held_out_student": 0.9}]
+    host, rows = Supervised(torch.nn.Linear(1, 1)), [{"epoch": 1, "miou_student": 0.1, "held_out_student": 0.9}]
     keeper = Keep("student", best=True)
-    keeper(tmp_path, Host, rows)
+    keeper(tmp_path, host, rows)
     before = (tmp_path / "network-best.safetensors").read_bytes()
     with torch.no_grad():
-        Host.student.weight.add_(1)
+        host.student.weight.add_(1)
     rows.append({"epoch": 2, "miou_student": 0.8, "held_out_student": 0.5})
-    keeper(tmp_path, Host, rows)
+    keeper(tmp_path, host, rows)
     assert (tmp_path / "network-best.safetensors").read_bytes() == before
 
 

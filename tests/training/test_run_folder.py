@@ -13,7 +13,7 @@ from semiseg.data.shrunk import Shrunk
 from semiseg.data.splits import seeded_split
 from semiseg.data.unlabeled import WithUnlabeled
 from semiseg.inference.export import export_model
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.training.folder import run_name
 from semiseg.training.run import train
@@ -43,8 +43,8 @@ def test_a_run_in_above_or_at_the_images_is_refused_and_they_stay(where: str, tm
     before = content(tmp_path)
     for more in ((), ("--overwrite",)):
         result = command(
-            "train", "--data", "folder", "--root", root, "--scale", "smoke", "--method", "supervised", "--backbone",
-            "tiny", "--no-progress", "--out", root / where, *more,
+            "train", "--data", "folder", "--root", root, "--scale", "smoke", "--method", "supervised", "--set",
+            "network.backbone=tiny", "--no-progress", "--out", root / where, *more,
         )  # fmt: skip
         assert isinstance(result.exception, ValueError) and "would mix with the images" in str(result.exception)
     assert content(tmp_path) == before
@@ -116,7 +116,7 @@ def test_an_export_removes_nothing_but_an_earlier_export(run: Run, tmp_path: Pat
 
 def test_a_name_says_what_makes_a_run_different(tmp_path: Path) -> None:
     usual = recipe("ddfp", "digits", "1_4", "smoke")
-    other = replace(usual, optimization=replace(usual.optimization, lr=1.0))
+    other = usual.changed({"optimization.lr": 1.0})
     assert run_name(usual, DATA, SPLIT) == usual.name == "digits-smoke/ddfp-1_4-seed0"
     assert run_name(other, DATA, SPLIT) == f"{usual.name}-{other.sha256[:8]}"
     listed = replace(SPLIT, family="mine.txt")

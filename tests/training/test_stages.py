@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +16,9 @@ from semiseg.build import load_exported
 from semiseg.data import pseudo_labels
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import Split, seeded_split
-from semiseg.host_options import STPP
+from semiseg.hosts.stpp import STPPOptions
 from semiseg.hosts.supervised import Supervised
-from semiseg.recipes import Recipe, recipe
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run
 from semiseg.training import stages
 from semiseg.training.checkpoint import Keep
@@ -32,8 +31,8 @@ SPLIT = seeded_split(DATA.train, "1_4", 0)
 
 def smoke(**changes) -> Recipe:
     """3 + 2 + 2 epochs of 2 steps."""
-    base = recipe("stpp", "digits", "1_4", "smoke")
-    return replace(base, optimization=replace(base.optimization, epochs=2), stpp=replace(base.stpp, **changes))
+    changed = {"optimization.epochs": 2} | {f"stpp.{name}": value for name, value in changes.items()}
+    return recipe("stpp", "digits", "1_4", "smoke").changed(changed)
 
 
 def go(folder: Path, r: Recipe | None = None, **options) -> Run:
@@ -88,7 +87,7 @@ def test_the_record_is_of_the_last_stage_and_lists_all(finished: Run) -> None:
 
 def test_the_run_keeps_labels_and_scores_and_nothing_of_the_way(finished: Run) -> None:
     assert {p.name for p in finished.folder.iterdir()} == {
-        "run.json", "metrics.csv", "model.safetensors", "labeled.txt", "unlabeled.txt", "labels",
+        "run.json", "recipe.toml", "metrics.csv", "model.safetensors", "labeled.txt", "unlabeled.txt", "labels",
     }  # fmt: skip
     chosen = json.loads((finished.folder / "labels" / "selection.json").read_text())
     assert list(chosen["scores"]) == list(SPLIT.unlabeled)
@@ -282,7 +281,7 @@ def test_the_stages_of_a_short_run_have_half_the_steps() -> None:
     tiny = recipe("stpp")
     found = [s.recipe.optimization for s in stages.plan(task(tiny))]
     assert [(o.epochs * (o.epoch_steps or 0), o.batch) for o in found] == [(800, 32), (800, 16), (1600, 16)]
-    assert tiny.stpp.scales == (0.8, 1.0, 1.25)
+    assert tiny[STPPOptions].scales == (0.8, 1.0, 1.25)
 
 
 def test_images_are_mirrored_only_where_a_mirrored_image_is_valid() -> None:
@@ -307,8 +306,7 @@ def test_one_unlabeled_image_cannot_be_halved(tmp_path: Path) -> None:
 
 def test_where_everything_is_labeled_the_labeled_images_also_serve_as_unlabeled(tmp_path: Path) -> None:
     whole = Split("full", DATA.train[:6], (), "file")
-    r = smoke(select=False)
-    r = replace(r, optimization=replace(r.optimization, epochs=1, epoch_steps=1))
+    r = smoke(select=False).changed("optimization.epochs=1 optimization.epoch_steps=1")
     run = train(r, DATA, whole, tmp_path / "run", progress=False)
     assert run.record["stages"][1]["labels"]["images"] == 6 and run.record["split"]["unlabeled"] == 0
 
@@ -327,6 +325,6 @@ def test_the_best_network_is_the_first_of_the_highest_score(tmp_path: Path) -> N
 
 
 def test_a_recipe_survives_its_record() -> None:
-    r = replace(recipe("stpp"), stpp=STPP(epochs=(6, 4), scales=(1.0,), cutout=0.0))
+    r = recipe("stpp").having(STPPOptions(epochs=(6, 4), scales=(1.0,), cutout=0.0))
     again = Recipe.from_dict(r.as_dict())
-    assert again.stpp == r.stpp and again.sha256 == r.sha256
+    assert again[STPPOptions] == r[STPPOptions] and again.sha256 == r.sha256

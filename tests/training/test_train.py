@@ -13,7 +13,8 @@ from toys import Blobs
 
 from semiseg.build import build
 from semiseg.data.splits import Split, seeded_split
-from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg.recipe import Recipe, from_toml, recipe
+from semiseg.registry import methods
 from semiseg.runs import Run
 from semiseg.training.checkpoint import checkpoints, load_state, save_checkpoint
 from semiseg.training.loop import make_optimizer
@@ -24,8 +25,8 @@ SPLIT = seeded_split(DATA.train, "1_4", 0)
 IN_STAGES = ("stpp", "mask2former")
 
 
-def smoke(method: str = "ddfp", **changes) -> Recipe:
-    return replace(recipe(method, "digits", "1_4", "smoke"), **changes)
+def smoke(method: str = "ddfp", seed: int = 0) -> Recipe:
+    return recipe(method, "digits", "1_4", "smoke", seed)
 
 
 def go(folder: Path, r: Recipe, **options) -> Run:
@@ -52,8 +53,9 @@ def test_the_record_says_what_was_done(finished: Run) -> None:
     assert r["environment"]["packages"]["torch"] and r["peak_memory_mib"]["resident"] > 0
     assert (finished.folder / "labeled.txt").read_text().split() == list(SPLIT.labeled)
     assert {p.name for p in finished.folder.iterdir()} == {
-        "run.json", "metrics.csv", "model.safetensors", "labeled.txt", "unlabeled.txt",
+        "run.json", "recipe.toml", "metrics.csv", "model.safetensors", "labeled.txt", "unlabeled.txt",
     }  # fmt: skip
+    assert from_toml((finished.folder / "recipe.toml").read_text()) == smoke()
 
 
 def test_every_phase_was_active(finished: Run) -> None:
@@ -88,7 +90,7 @@ def test_a_cache_changes_nothing_but_what_is_read(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(plain.metrics.drop(columns="seconds"), cached.metrics.drop(columns="seconds"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", tuple(methods()))
 def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path, finished: Run) -> None:
     r = smoke(method)
     whole = finished if method == "ddfp" else go(tmp_path / "whole", r)
@@ -116,7 +118,7 @@ def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path, finished: Run) ->
 def test_the_gradient_of_all_parameters_together_is_clipped(tmp_path: Path, longest: float | None) -> None:
     r = smoke("supervised")
     o = replace(r.optimization, optimizer="sgd", weight_decay=0.0, epochs=1, epoch_steps=2, clip_norm=longest)
-    after = load_file(go(tmp_path / "run", replace(r, optimization=o)).folder / "model.safetensors")
+    after = load_file(go(tmp_path / "run", r.having(o)).folder / "model.safetensors")
     torch.manual_seed(r.seed)
     before = dict(build(r, len(DATA.classes)).teacher.model.named_parameters())
     moved = max(float((after[f"teacher.model.{k}"] - v).detach().abs().max()) for k, v in before.items())
@@ -124,10 +126,7 @@ def test_the_gradient_of_all_parameters_together_is_clipped(tmp_path: Path, long
 
 
 def test_supervised_training_learns(tmp_path: Path) -> None:
-    r = smoke("supervised")
-    r = replace(
-        r, optimization=replace(r.optimization, epochs=2, epoch_steps=40), consistency=replace(r.consistency, decay=0.5)
-    )
+    r = smoke("supervised").changed("optimization.epochs=2 optimization.epoch_steps=40 consistency.decay=0.5")
     run = go(tmp_path / "long", r)
     assert run.metrics.loss_labeled.iloc[-1] < 0.6 * run.metrics.loss_labeled.iloc[0]
     assert run.miou > 0.4, "guessing the background alone gives 0.19"
@@ -137,14 +136,14 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> N
     with pytest.raises(InterruptedError):
         go(tmp_path / "run", smoke(), stop_after=1)
     before = checkpoints(tmp_path / "run.partial")
-    other = smoke(optimization=replace(smoke().optimization, lr=1.0))
+    other = smoke().changed({"optimization.lr": 1.0})
     with pytest.raises(ValueError, match=r"unfinished run that differs in recipe\.optimization\.lr: 1\.0 != 0\.00"):
         go(tmp_path / "run", other)
     assert checkpoints(tmp_path / "run.partial") == before
 
 
 def test_a_run_that_never_came_to_an_epoch_does_not_block_another_recipe(tmp_path: Path) -> None:
-    lost = replace(smoke(), network=replace(smoke().network, backbone="mobilenet_v2", weights="lost.pth"))
+    lost = smoke().changed("network.backbone=mobilenet_v2 network.weights=lost.pth")
     with pytest.raises(FileNotFoundError, match=r"no weights at lost\.pth"):
         go(tmp_path / "run", lost)
     assert go(tmp_path / "run", smoke()).record["recipe"]["network"]["backbone"] == "tiny"
@@ -207,8 +206,6 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_optimizer_holds_student_parameters_once_and_nothing_of_the_flow() -> None:
-    from semiseg.build import build
-
     host = build(smoke(), 4)
     groups = make_optimizer(host, smoke().optimization).param_groups
     held = [id(p) for g in groups for p in g["params"]]

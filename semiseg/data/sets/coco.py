@@ -52,7 +52,7 @@ class COCO(ImageFiles):
         if not (root / "masks").is_dir():
             raise FileNotFoundError(
                 f"folder {root / 'masks'} does not exist; make it from the annotations with "
-                "semiseg.data.coco.write_masks, for train2017 and for val2017"
+                "semiseg.data.sets.coco.write_masks, for train2017 and for val2017"
             )
         ids = tuple(train) if train_list is None else listed(root / train_list, train, root / "train2017")
         super().__init__(

@@ -1,23 +1,24 @@
-"""What a cell of a paper's table wants: a recipe, the records that are of it, and the command that makes one."""
+"""What a cell of a paper's table asks for: a recipe, the records that are of it, and the command that makes one."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import PurePosixPath
 from typing import Any
 
+from semiseg import registry
 from semiseg.data.splits import SPLITS
-from semiseg.recipes import DATA, METHODS, SCALES, Recipe, recipe
+from semiseg.recipe import Recipe, recipe, text_of, with_plug_ins
 from semiseg.runs import LOCAL, Run
-from semiseg.variants import changed, option_of, suffix_of, text_of, with_plug_ins
+from semiseg.scales import DATA, SCALES
 
 Change = Any  # a value, or a function of the unchanged recipe for what depends on scale
 SEEDS = (0, 1, 2)
-CHAPTERS = ("ddfp", "dgcl", "esl")  # methods whose own notebook trains their unchanged recipe
-WPL_HOSTS = ("unimatch", "augseg", "ael", "u2pl", "mean_teacher")  # of notebooks/wpl.ipynb
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Want:
+class Experiment:
     """A method, its plug-ins and its changed options, on whatever data and scale."""
 
     method: str
@@ -43,47 +44,59 @@ class Want:
     changes: Mapping[str, Change] = field(default_factory=dict)
 
     @property
-    def host(self) -> Want:
+    def host(self) -> Experiment:
         """The same without plug-ins and without their options."""
-        kept = {name: value for name, value in self.changes.items() if name.split(".")[0] not in self.plug_ins}
-        return Want(self.method, (), kept)
+        plugged = [registry.plug_in(name) for name in self.plug_ins]
+        gone = {cls.part for each in plugged for cls in (each.options, each.companion) if cls}
+        return Experiment(self.method, (), {k: v for k, v in self.changes.items() if k.split(".")[0] not in gone})
 
     def possible(self, at: Setting) -> bool:
         """Whether this package can train it: the method is here and has unlabeled images to learn from."""
-        learns = self.method == "supervised" or at.split != "full" or at.labeled is not None
-        return self.method in METHODS and at.data in DATA and at.scale in SCALES and learns
+        if self.method not in registry.methods() or at.data not in DATA or at.scale not in SCALES:
+            return False
+        return at.split != "full" or at.labeled is not None or not registry.method(self.method).unlabeled
 
     def recipe(self, at: Setting, seed: int = 0) -> Recipe:
         """The whole recipe.  Raises ValueError where it is not possible."""
-        base = recipe(self.method, at.data, at.split, at.scale, seed)  # type: ignore[arg-type]
-        base = with_plug_ins(base, ",".join(self.plug_ins))
-        return changed(base, self.values(base))
+        base = self.unchanged(at, seed)
+        return base.changed(self.values(base))
+
+    def unchanged(self, at: Setting, seed: int = 0) -> Recipe:
+        """The recipe of the method and its plug-ins with every option as usual."""
+        return with_plug_ins(recipe(self.method, at.data, at.split, at.scale, seed), ",".join(self.plug_ins))
 
     def values(self, base: Recipe) -> dict[str, Any]:
         """The changed options at this scale; those that are usual there are left out."""
         new = {name: value(base) if callable(value) else value for name, value in self.changes.items()}
-        return {name: value for name, value in new.items() if value != option_of(base, name)}
+        return {name: value for name, value in new.items() if value != base.value(name)}
 
     def command(self, at: Setting, seed: int = 0) -> list[str]:
-        """The words of a papermill call that trains it.
-
-        The unchanged recipe of a chapter's own method is trained by the chapter, everything else by
-        notebooks/recipe.ipynb.
-        """
-        base = with_plug_ins(recipe(self.method, at.data, at.split, at.scale, seed), ",".join(self.plug_ins))  # type: ignore[arg-type]
-        values = self.values(base)
-        chosen: dict[str, str] = {}
-        notebook = "recipe"
-        if not values and not self.plug_ins and self.method in CHAPTERS:
-            notebook = self.method
-        elif not values and self.plug_ins == ("wpl",) and self.method in WPL_HOSTS:
-            notebook, chosen = "wpl", {"host": self.method}
-        else:
-            chosen = {"method": self.method, "plug_ins": ",".join(self.plug_ins), "changes": text_of(values)}
+        """The words of a papermill call that trains it."""
+        base = self.unchanged(at, seed)
+        changes = text_of(self.values(base))
+        notebook, chosen = self._notebook(changes)
         chosen |= {"split": at.split, "seed": str(seed)} | _where(at)
         pairs = [word for name, value in chosen.items() if value for word in ("-p", name, value)]
-        name = "-".join(filter(None, [at.data, at.scale, base.label, _label(at), f"seed{seed}", suffix_of(values)]))
-        return ["papermill", f"notebooks/{notebook}.ipynb", f"runs/{name}.ipynb", *pairs]
+        words = [at.data, at.scale, base.label, _label(at), f"seed{seed}", _for_a_file(changes)]
+        return ["papermill", f"notebooks/{notebook}.ipynb", f"runs/{'-'.join(filter(None, words))}.ipynb", *pairs]
+
+    def _notebook(self, changes: str) -> tuple[str, dict[str, str]]:
+        """The notebook that trains it, and what names it there.
+
+        A chapter trains its own method, that of WPL every host whose pseudo-labels it can weigh, with nothing changed;
+        notebooks/recipe.ipynb trains everything else.
+        """
+        method = registry.method(self.method)
+        if not changes and not self.plug_ins and PurePosixPath(method.chapter).name == self.method:
+            return self.method, {}
+        if not changes and self.plug_ins == ("wpl",) and method.unlabeled_weights:
+            return "wpl", {"host": self.method}
+        return "recipe", {"method": self.method, "plug_ins": ",".join(self.plug_ins), "changes": changes}
+
+
+def _for_a_file(changes: str) -> str:
+    """Changed options in the name of a notebook: 'ddfp.eps=1.0' -> 'ddfp.eps-1.0'."""
+    return re.sub(r"[^\w.]+", "-", changes).strip("-")
 
 
 def _label(at: Setting) -> str:
@@ -121,12 +134,12 @@ class Records:
         for run in sorted(runs, key=lambda r: (LOCAL in r.folder.parts, r.folder.as_posix())):
             self._found.setdefault(_key(run.record["recipe"]), []).append(run)
 
-    def of(self, want: Want, at: Setting) -> list[Run]:
-        """The runs of a wanted recipe, one per seed in their order; committed before local ones."""
-        if not self._found or not want.possible(at):
+    def of(self, experiment: Experiment, at: Setting) -> list[Run]:
+        """The runs of an experiment, one per seed in their order; committed before local ones."""
+        if not self._found or not experiment.possible(at):
             return []
         by_seed: dict[int, Run] = {}
-        for run in self._found.get(_key_of(want.recipe(at)), ()):
+        for run in self._found.get(_key_of(experiment.recipe(at)), ()):
             made, split = run.record["recipe"], run.record["split"]
             right = made["split"] == at.split if at.labeled is None else split.get("labeled") == at.labeled
             if right:
