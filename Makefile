@@ -20,7 +20,7 @@ $(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --r
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test book lint lock lock-check bench notebooks clean
+.PHONY: help demo test test-lowest book lint lock lock-check bench notebooks clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -53,6 +53,16 @@ test: $(VENV)/.dev ## run the tests, then compare every committed notebook with 
 	OMP_NUM_THREADS=1 SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
 	exit $$status
 
+test-lowest: ## run the tests with the oldest dependencies that pyproject.toml allows, in an environment of its own
+	@mkdir -p $(BUILD)
+	$(PYTHON) -m venv $(BUILD)/lowest
+	$(BUILD)/lowest/bin/python -m pip install --quiet uv
+	$(BUILD)/lowest/bin/uv pip compile --quiet --native-tls --resolution lowest-direct pyproject.toml \
+	  --extra book --extra dev --extra timm --extra mask2former --output-file $(BUILD)/lowest.txt
+	$(BUILD)/lowest/bin/python -m pip install --quiet $(PIP_FLAGS) --requirement $(BUILD)/lowest.txt
+	$(BUILD)/lowest/bin/python -m pip install --quiet --no-deps --editable .
+	$(BUILD)/lowest/bin/python -m pytest tests --ignore tests/repository
+
 book: $(VENV)/.book ## build the book into _build/html, warnings are errors
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going
 	@echo "book: $(BUILD)/html/index.html"
@@ -74,7 +84,8 @@ lock-check: ## fail if requirements.lock lacks a package, or has one that nothin
 
 bench: $(VENV)/.dev ## time the training steps, the flow and the loader; JSON into _build
 	@mkdir -p $(BUILD)
-	for part in spine loader hosts dgcl esl wpl upc; do $(PY) tests/bench/bench_$$part.py --out $(BUILD)/bench-$$part.json; done
+	set -e; for part in spine loader hosts dgcl esl wpl upc; do \
+	  $(PY) tests/bench/bench_$$part.py --out $(BUILD)/bench-$$part.json; done
 
 notebooks: $(VENV)/.book ## write the notebooks from their scripts, executed on the committed records
 	$(PY) .ci/execute.py

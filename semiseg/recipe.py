@@ -1,7 +1,8 @@
 """Recipes: every number of a training run as one frozen value, checked when it is built.
 
-`recipe("ddfp")` makes one; `changed({"ddfp.eps": 1})` makes another, in the language of notebooks (`-p changes
-"ddfp.eps=1"`), of the command line (`--set ddfp.eps=1`) and of files (`--config run.toml`, with eps = 1 under [ddfp]).
+`recipe("ddfp")` makes one; `changed("ddfp.eps=1")` makes another, in the language of notebooks
+(`-p changes "ddfp.eps=1"`), of the command line (`--set ddfp.eps=1`) and of files (`--config run.toml`, with eps = 1
+under [ddfp]).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Recipe:
         for part in used.values():
             if isinstance(part, dict) and part.get("weights") and isinstance(part["weights"], str):
                 part["weights"] = Path(part["weights"]).name  # where the file lies is not the recipe
-        return json.loads(json.dumps(used))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(used))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:

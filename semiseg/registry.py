@@ -37,22 +37,23 @@ def same(recipe: Recipe) -> Recipe:
 class Method:
     """A training scheme, or a paper that stands on one.
 
-    name: as in `semiseg train --method NAME`.
-    title, color: in tables and figures; the color as #rrggbb.
-    build: (recipe, number of classes) -> training scheme; of a method in stages that of the last.
-    paper: authors, venue and year, and `cite` its key in the book's bibliography; `year` orders tables.
-    options: class of its own options, whose `part` is the method's name; None: the shared ones are all.
-    reads: the fields of `Consistency` it uses; the others stay out of its records.
-    settings: the recipe that a scale makes for every method -> where this one trains otherwise.
-    readings: "paper": every option as the text has it; "official": as the released code runs.
-    plain: the same training without the method's idea, to which it is compared: another method, or a change of the
-        recipe; None: it is a reference itself.
-    loading: what it asks of `training_batches` beyond the shared options: views, strong, cutout.
-    stages: of its training; None: it is trained in one go.
-    unlabeled: whether it learns from unlabeled images.
-    unlabeled_weights: "part.option" of the weights of its pseudo-label terms.
-    check: raises ValueError for a recipe that cannot be trained.
-    chapter: the page of the book about it, as in "notebooks/ddfp".
+    Args:
+        name: as in `semiseg train --method NAME`.
+        title, color: in tables and figures; the color as #rrggbb.
+        build: (recipe, number of classes) -> training scheme; of a method in stages that of the last.
+        paper: authors, venue and year, and `cite` its key in the book's bibliography; `year` orders tables.
+        options: class of its own options, whose `part` is the method's name; None: the shared ones are all.
+        reads: the fields of `Consistency` it uses; the others stay out of its records.
+        settings: the recipe that a scale makes for every method -> where this one trains otherwise.
+        readings: "paper": every option as the text has it; "official": as the released code runs.
+        plain: the same training without the method's idea, to which it is compared: another method, or a change of the
+            recipe; None: it is a reference itself.
+        loading: what it asks of `training_batches` beyond the shared options: views, strong, cutout.
+        stages: of its training; None: it is trained in one go.
+        unlabeled: whether it learns from unlabeled images.
+        unlabeled_weights: "part.option" of the weights of its pseudo-label terms.
+        check: raises ValueError for a recipe that cannot be trained.
+        chapter: the page of the book about it, as in "notebooks/ddfp".
     """
 
     name: str
@@ -79,14 +80,15 @@ class Method:
 class PlugIn:
     """An idea that any host with a place for it takes as an argument.
 
-    seam: which place.
-    build: (recipe, width of the features, number of classes) -> what is plugged in.
-    options: class of its options.  A recipe has the plug-in when it has them.
-    at_scale: recipe -> its options, and those of its companion, at the scale of the recipe.
-    companion: a further class of options that it reads, where `asks` says so of its own.
-    prepare: (a training, a file that several runs share or None) -> the training with what must be made before it.
-    shade, marker: how figures tell it from its host: share of black (or of white, where negative), plotly's symbol.
-    name, title, paper, cite, year, readings, check, chapter: as of `Method`.
+    Args:
+        seam: which place.
+        build: (recipe, width of the features, number of classes) -> what is plugged in.
+        options: class of its options.  A recipe has the plug-in when it has them.
+        at_scale: recipe -> its options, and those of its companion, at the scale of the recipe.
+        companion: a further class of options that it reads, where `asks` says so of its own.
+        prepare: (a training, a file that several runs share or None) -> the training with what must be made before it.
+        shade, marker: how figures tell it from its host: share of black (or of white, where negative), plotly's symbol.
+        name, title, paper, cite, year, readings, check, chapter: as of `Method`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Targets, pastes and the plain fillings: identities that every host relies on."""
+"""Targets, pastes and the plain components: identities that every host relies on."""
 
 import pytest
 import torch

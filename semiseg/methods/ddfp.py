@@ -45,7 +45,7 @@ class DDFPOptions(Options):
         default=4.0,
         symbol="ε",
         equation="Eq. 11",
-        gt=0,
+        ge=0,
     )
     tap: Literal["decoder_input", "features"] = option(
         "where the step is taken: at the fused map, through the two 3x3 convolutions that lead to the flow's features "

@@ -37,13 +37,14 @@ from .selection import Selection
 class Fit:
     """One training, in a folder of its own.
 
-    recipe: of this training; where a method trains in stages, of the stage.
-    record: what its run.json says about recipe and data; scores, duration and environment are added.
-    host: recipe, number of classes -> training scheme.
-    unlabeled: whether batches bring unlabeled images.
-    keep: whose weights are kept on the way.
-    objects: detected boxes of every unlabeled image (WPL).
-    held_out: labeled images, in no list of the split, that choose the epoch to export; none: the last one is.
+    Args:
+        recipe: of this training; where a method trains in stages, of the stage.
+        record: what its run.json says about recipe and data; scores, duration and environment are added.
+        host: recipe, number of classes -> training scheme.
+        unlabeled: whether batches bring unlabeled images.
+        keep: whose weights are kept on the way.
+        objects: detected boxes of every unlabeled image (WPL).
+        held_out: labeled images, in no list of the split, that choose the epoch to export; none: the last one is.
     """
 
     recipe: Recipe

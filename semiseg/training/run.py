@@ -156,7 +156,7 @@ def _claimed(part: Path) -> Iterator[Path]:
 def _same_run(part: Path, record: dict[str, Any]) -> None:
     """Refuse to continue a run of another recipe, data set or split, unless nothing of it is there to be lost."""
     started = part / STARTED
-    if not started.is_file() or not any(path.name not in (started.name, LOCK) for path in part.iterdir()):
+    if not started.is_file() or all(path.name in (STARTED, RECIPE, LOCK) for path in part.iterdir()):
         return
     earlier = json.loads(started.read_text())
     earlier["data"]["palette"] = record["data"]["palette"]  # colors are no matter of identity

@@ -42,13 +42,14 @@ Labeler = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 class Stage:
     """One training from the initial weights.
 
-    name: "stage1", "stage2", ...: its folder.
-    recipe: of this training.
-    keep: the network that later stages ask for; the last of its epochs, or the best one, labels.
-    images: (fabric, task of the whole run, the first stage) -> unlabeled images it learns from; those without label
-        get one from the stage before.  None: it learns from labeled images alone.
-    label: (network in evaluation mode, images (B, 3, H, W)) -> labels (B, H, W) and entropies (B, H, W) in nats.
-    host: recipe, number of classes -> training scheme.
+    Args:
+        name: "stage1", "stage2", ...: its folder.
+        recipe: of this training.
+        keep: the network that later stages ask for; the last of its epochs, or the best one, labels.
+        images: (fabric, task of the whole run, the first stage) -> unlabeled images it learns from; those without label
+            get one from the stage before.  None: it learns from labeled images alone.
+        label: (network in evaluation mode, images (B, 3, H, W)) -> labels (B, H, W) and entropies (B, H, W) in nats.
+        host: recipe, number of classes -> training scheme.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Time and memory of DGCL's contrast: python tests/bench_dgcl.py --out dgcl.json  (not a test: nothing fails on time).
+"""Time and memory of DGCL's contrast: python tests/bench/bench_dgcl.py --out dgcl.json  (not a test).
 
 Shapes of the paper: 21 classes, 4 + 4 images of 129 x 129 features of 256 channels, memory of 10,000 per class, at most
 10,000 pixels of a class measured and 1,000 stored in a step.  Each variant runs in a process of its own, which measures
@@ -25,11 +25,11 @@ from semiseg.build import build
 from semiseg.data.loader import training_batches
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.methods.dgcl import DensityContrast
-from semiseg.recipes import METHODS, recipe
+from semiseg.methods.dgcl import DensityContrast, DGCLOptions
+from semiseg.recipe import recipe
 from semiseg.runs import environment
 from semiseg.training.loop import make_optimizer
-from semiseg.types import Output, Target, View
+from semiseg.types import Batch, Output, Target, View
 
 K, D, BANK, QUOTA, PIXELS = 21, 256, 10_000, 1_000, 10_000
 SCALES, ANCHORS, KEYS, NEGATIVES, TAU = (8, 16, 32), 200, 50, 512, 0.5
@@ -105,10 +105,11 @@ def make(variant: str, device: str, side: int, images: int) -> Callable[[], floa
             flat = (v.movedim(1, -1).flatten(0, 2) for v in (features, embedding))
             return naive(*flat, labels.flatten())
     else:
-        ours = DensityContrast(
-            K, D, D, bank=BANK, quota=QUOTA, pixels=PIXELS, scales=SCALES, anchors=ANCHORS, keys=KEYS,
+        options = DGCLOptions(
+            embedding=D, bank=BANK, quota=QUOTA, pixels=PIXELS, scales=SCALES, anchors=ANCHORS, keys=KEYS,
             negatives=NEGATIVES, tau=TAU, weight=1.0,
-        ).to(device)  # fmt: skip
+        )  # fmt: skip
+        ours = DensityContrast(K, D, options).to(device)
         assert ours.bank is not None
         ours.bank.rows.copy_(rows)
         ours.bank.filled.fill_(BANK)
@@ -188,13 +189,13 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
     split, o = seeded_split(data.train, "1_8", 0), recipe("dgcl").optimization
     batches = list(training_batches(data, split, crop=o.crop, batch=o.batch, steps=30, seed=0, scale=o.resize))
     clock, hosts = clock_of(device), {}
-    for method in (m for m in METHODS if m in ("mean_teacher", "dgcl")):
+    for method in ("mean_teacher", "dgcl"):
         torch.manual_seed(0)
         host = build(recipe(method), len(data.classes)).to(device).train()
         hosts[method] = host, make_optimizer(host, o)
     times: dict[str, list[float]] = {m: [] for m in hosts}
     for _, batch in zip(range(30 + repeats), cycle(batches), strict=False):
-        batch = type(batch)(*(v.to(device) for v in batch))
+        batch = Batch(*(v if v is None else v.to(device) for v in batch))
         for method, (host, optimizer) in hosts.items():
             start = clock()
             losses = host.losses(batch, 0.5).losses

@@ -1,4 +1,4 @@
-"""Benchmark of ESL: python tests/bench_esl.py --out bench.json  (not a test: nothing here fails on time)."""
+"""Benchmark of ESL: python tests/bench/bench_esl.py --out bench.json  (not a test: nothing here fails on time)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,9 +22,8 @@ from semiseg.build import build
 from semiseg.data.loader import training_batches
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.methods.esl import PixelToPart
-from semiseg.methods.parts import Parts
-from semiseg.recipes import Recipe, recipe
+from semiseg.methods.esl import ESLOptions, PixelToPart
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import environment
 from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
@@ -72,11 +70,11 @@ def view(seed: int, device: str) -> View:
 
 def contrast(share: float, device: str) -> PixelToPart:
     """Full queues and prototypes, no bound on anchors."""
-    parts = Parts(K, P, L, collect_steps=1)
-    parts.prototypes.normal_()
-    parts.active.fill_(True)
-    parts.collected.fill_(1)
-    made = PixelToPart(K, E, parts, queue=Q, share=share)
+    options = ESLOptions(parts=P, embedding=E, queue=Q, share=share, max_anchors=None, collect_steps=1)
+    made = PixelToPart(K, L, options)
+    made.parts.prototypes.normal_()
+    made.parts.active.fill_(True)
+    made.parts.collected.fill_(1)
     made.bank.append(F.normalize(torch.randn(K * P * Q, E), dim=1), torch.arange(K * P).repeat(Q))
     return made.to(device)
 
@@ -136,11 +134,9 @@ def straightness(x: list[float], y: list[float]) -> dict[str, float]:
 # --- ESL against its host -----------------------------------------------------------------
 
 
-def training_step(settings: Recipe, batches: list[Batch], classes: int, device: str) -> Callable[[], None]:
+def training_step(settings: Recipe, batches: list[Batch], classes: int, device: str, warm: int) -> Callable[[], None]:
     torch.manual_seed(0)
-    host, turn = build(settings, classes), cycle(batches)
-    assert isinstance(host, torch.nn.Module)
-    host.to(device).train()
+    host, turn = build(settings, classes).to(device).train(), cycle(batches)
     optimizer = make_optimizer(host, settings.optimization)
 
     def step() -> None:
@@ -150,7 +146,7 @@ def training_step(settings: Recipe, batches: list[Batch], classes: int, device: 
         optimizer.step()
         host.after_step()
 
-    for _ in range(settings.esl.collect_steps + 1):
+    for _ in range(warm):
         step()
     return step
 
@@ -161,14 +157,15 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
     o = recipe("esl").optimization
     split = seeded_split(data.train, "1_8", 0)
     loader = training_batches(data, split, crop=o.crop, batch=o.batch, steps=8, seed=0, scale=o.resize)
-    batches = [Batch(*(v.to(device) for v in b)) for b in loader]
+    batches = [Batch(*(v if v is None else v.to(device) for v in b)) for b in loader]
     esl = recipe("esl")
     variants = {
         "mean_teacher": recipe("mean_teacher"),
         "esl": esl,
-        "esl_without_contrast": replace(esl, esl=replace(esl.esl, parts=0)),
+        "esl_without_contrast": esl.changed({"esl.parts": 0}),
     }
-    runs = {name: training_step(r, batches, len(data.classes), device) for name, r in variants.items()}
+    warm = esl[ESLOptions].collect_steps + 1  # by then there are prototypes
+    runs = {name: training_step(r, batches, len(data.classes), device, warm) for name, r in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

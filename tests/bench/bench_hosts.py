@@ -1,4 +1,4 @@
-"""Cost of a training step of every scheme and plug-in: python tests/bench_hosts.py --out runs/step-cost.json
+"""Cost of a training step of every scheme and plug-in: python tests/bench/bench_hosts.py --out runs/step-cost.json
 
 Not a test: nothing here fails on time.  The file it writes is committed; the book's comparison draws it.
 
@@ -12,7 +12,6 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from semiseg.build import build, loading
+from semiseg.build import build
 from semiseg.data.loader import training_batches
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.options import UPC, WPL
-from semiseg.recipes import METHODS, Recipe, recipe
+from semiseg.recipe import Recipe, recipe, with_plug_ins
+from semiseg.registry import method, methods, plug_ins
 from semiseg.runs import environment, write_text
 from semiseg.training.loop import make_optimizer
 from semiseg.types import IGNORE, Batch
 
 HALF_WAY = 0.5  # of training: warm-ups are over, memories are in use
-USUAL = [m for m in METHODS if m != "mask2former"]  # which needs an extra: --add mask2former mask2former+upc
+USUAL = [name for name in methods() if name != "mask2former"]  # needs an extra: --add mask2former mask2former+upc
 REFERENCE = "mean_teacher"
 HOW = (
     "One step is losses, backward pass, optimizer and teacher, half way through training, batches already loaded. "
@@ -41,27 +40,26 @@ HOW = (
 HOW_ADDED = " {labels} were measured later, together with mean teacher, and scaled by the ratio of its two times."
 
 
-def recipes(methods: Sequence[str]) -> Iterator[Recipe]:
+def recipes(names: Sequence[str]) -> Iterator[Recipe]:
     """Each method at the tiny scale, alone and with each plug-in."""
-    for method in methods:
-        made = recipe(method, "digits", "1_8")
+    for name in names:
+        made = recipe(name, "digits", "1_8")
         yield made
-        if method != "supervised":
-            yield replace(made, upc=UPC())
-            yield replace(made, wpl=WPL())
+        if method(name).unlabeled:
+            yield from (with_plug_ins(made, plug_in) for plug_in in plug_ins())
 
 
 def loaded(made: Recipe, device: str) -> list[Batch]:
     """Four batches with everything any scheme asks for: given labels of stages, boxes of a detector."""
-    data = Digits()
+    data, asks = Digits(), method(made.method)
     split, o = seeded_split(data.train, made.split, made.seed), made.optimization
     loader = training_batches(
         data, split, crop=o.crop, batch=o.batch, steps=4, seed=0, scale=o.resize,
-        unlabeled=made.method != "supervised", **loading(made),
+        unlabeled=asks.unlabeled, **asks.loading(made),
     )  # fmt: skip
     batches = []
     for batch in loader:
-        if made.method != "supervised":
+        if asks.unlabeled:
             known = batch.u_hidden.where(batch.u_hidden != IGNORE, 0).long()
             boxes = F.one_hot(known, len(data.classes)).movedim(-1, 1).bool()
             batch = batch._replace(u_given=known, u_entropy=torch.rand(known.shape), u_boxes=boxes)
@@ -121,7 +119,7 @@ def with_added(record: Mapping[str, Any], new: Mapping[str, Mapping[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", nargs="*", default=USUAL, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=USUAL, choices=tuple(methods()))
     parser.add_argument("--add", nargs="+", metavar="LABEL", help="add these to the file instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5)
@@ -131,7 +129,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = list(recipes(arguments.methods))
     if arguments.add:
-        made = [each for each in recipes(METHODS) if each.label in {REFERENCE, *arguments.add}]
+        made = [each for each in recipes(tuple(methods())) if each.label in {REFERENCE, *arguments.add}]
     seconds = measure(made, arguments.rounds, arguments.steps, arguments.warm, device)
     size = {"rounds": arguments.rounds, "steps": arguments.steps, "device": device}
     if arguments.add:

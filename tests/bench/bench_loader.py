@@ -1,4 +1,4 @@
-"""Loader speed against a plain PIL pipeline: python tests/bench_loader.py --out bench.json  (not a test).
+"""Loader speed against a plain PIL pipeline: python tests/bench/bench_loader.py --out bench.json  (not a test).
 
 Both read the same JPEG photographs of 500 x 375 pixels and their masks, with the same number of worker processes, and
 make the same things of them: a labeled crop with its mask; an unlabeled crop, its mask, its valid pixels and its strong
@@ -29,7 +29,7 @@ from semiseg.data.sets.digits import Digits
 from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import Split, seeded_split
 from semiseg.data.transforms import MEAN, STD
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import environment
 from semiseg.types import IGNORE
 

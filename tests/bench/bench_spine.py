@@ -1,4 +1,4 @@
-"""Benchmarks of the spine: python tests/bench_spine.py --out bench.json  (not a test: nothing here fails on time)."""
+"""Benchmarks of the spine: python tests/bench/bench_spine.py --out bench.json  (not a test)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from semiseg.build import build
 from semiseg.data.loader import training_batches
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.methods.ddfp import DensityDescent
+from semiseg.methods.ddfp import DDFPOptions, DensityDescent
 from semiseg.methods.flow import UNLABELED, MixtureFlow
-from semiseg.recipes import recipe
+from semiseg.recipe import recipe
 from semiseg.runs import environment
 from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
@@ -52,7 +52,7 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
     split = seeded_split(data.train, "1_8", 0)
     o = recipe("ddfp").optimization
     loader = training_batches(data, split, crop=o.crop, batch=o.batch, steps=8, seed=0, scale=o.resize)
-    batches = [Batch(*(v.to(device) for v in b)) for b in loader]
+    batches = [Batch(*(v if v is None else v.to(device) for v in b)) for b in loader]
     runs: dict[str, Callable[[], None]] = {}
     turns = {method: cycle(batches) for method in ("supervised", "mean_teacher", "ddfp")}
     for method in turns:
@@ -92,7 +92,7 @@ def _flow_step(naive: bool, repeats: int, pipe) -> None:
     """In a process of its own: seconds per step, and peak memory above what features and network take."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    step = DensityDescent(D, K)
+    step = DensityDescent(D, K, DDFPOptions(samples=N))
     if naive:
         flow = NaiveFlow(D, K)
         flow.load_state_dict(step.flow.state_dict())

@@ -1,4 +1,4 @@
-"""Benchmark of UPC: python tests/bench_upc.py --out bench.json  (not a test: nothing here fails on time).
+"""Benchmark of UPC: python tests/bench/bench_upc.py --out bench.json  (not a test: nothing here fails on time).
 
 What its masks cost of a training step, how fast ST++ labels images compared with running the network on the same
 views, and whether entropy maps of one byte per pixel choose the same patches.
@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -21,18 +20,15 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from semiseg.build import build, build_network, load_exported
+from semiseg.build import build, load_exported, make_student, without_pretraining
+from semiseg.checkout import repo_root
 from semiseg.data.loader import training_batches
 from semiseg.data.pseudo_labels import PseudoLabeled, label_images, whole_images
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.host_options import SCALES
-from semiseg.hosts.stpp import pseudo_label
-from semiseg.methods.upc import patch_sums, top_patches
-from semiseg.methods.upc_controls import mixer_of
-from semiseg.notebook import repo_root
-from semiseg.options import UPC
-from semiseg.recipes import Recipe, recipe
+from semiseg.hosts.stpp import SCALES, pseudo_label
+from semiseg.methods.upc import PatchCutMix, UPCOptions, patch_sums, top_patches
+from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, environment
 from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Mixer, Paste, Target, View
@@ -83,7 +79,7 @@ def masks(base: Recipe, size: int, device: str, repeats: int) -> dict[str, float
     found = {}
     for rows in ("sample", "all"):
         torch.manual_seed(0)
-        host = build(replace(base, upc=UPC(rows=rows)), len(data.classes)).to(device).train()
+        host = build(base.having(UPCOptions(rows=rows)), len(data.classes)).to(device).train()
         host.mix = Watching(host.mix)
         optimizer = make_optimizer(host, o)
 
@@ -108,7 +104,7 @@ def labeling(
 ) -> dict[str, float]:
     """Images per second of a pass that writes masks and entropy maps, and of the network on the same views alone."""
     data = Digits(images, 8, size)
-    network = build_network(base, len(data.classes)).to(device).eval()
+    network = make_student(base, len(data.classes)).to(device).eval()
     ids, clock = data.train, clock_of(device)
     groups = [tuple(ids[i : i + batch]) for i in range(0, len(ids), batch)]
 
@@ -170,7 +166,7 @@ def plan_at_paper_size(device: str, repeats: int) -> dict[str, float]:
         label, ones = torch.randint(0, 21, (8, size, size), device=device), torch.ones(8, size, size, device=device)
         image = torch.zeros(8, 3, size, size, device=device)
         own = View(image, Target(label, ones, ones), entropy=torch.rand(8, size, size, device=device), hidden=label)
-        donors, mixer = View(image, Target(label, ones, ones)), mixer_of(UPC(rows="all"))
+        donors, mixer = View(image, Target(label, ones, ones)), PatchCutMix(UPCOptions(rows="all"))
         found[f"seconds_{size}"] = median_seconds(
             lambda mixer=mixer, own=own, donors=donors: mixer(own, donors), clock_of(device), repeats
         )
@@ -185,12 +181,10 @@ def main() -> None:
     parser.add_argument("--paper", action="store_true", help="also a step of the paper's network and crops (a GPU)")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    digits, voc = recipe("mean_teacher"), recipe("mean_teacher", "voc", "1_8", "tiny")
-    voc = replace(voc, network=replace(voc.network, weights=None))
+    digits, voc = recipe("mean_teacher"), without_pretraining(recipe("mean_teacher", "voc", "1_8", "tiny"))
     settings = {"digits-tiny": (digits, 32), "voc-tiny": (voc, 224)}
     if a.paper:
-        paper = recipe("mean_teacher", "voc", "1_8", "paper")
-        settings["voc-paper"] = replace(paper, network=replace(paper.network, weights=None)), 513
+        settings["voc-paper"] = without_pretraining(recipe("mean_teacher", "voc", "1_8", "paper")), 513
     low, high = digits.optimization.resize
     result = {
         "device": a.device,

@@ -1,4 +1,4 @@
-"""Benchmarks of WPL and its hosts: python tests/bench_wpl.py --out bench.json  (not a test).
+"""Benchmarks of WPL and its hosts: python tests/bench/bench_wpl.py --out bench.json  (not a test).
 
 Weights of a step of the released code's size, against sorting all channels of every image pixel; a training step of
 UniMatch with and without WPL; the augmentations of UniMatch and AugSeg against the same in PIL.  What is compared takes
@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -26,15 +25,15 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from semiseg.build import build, loading
+from semiseg.build import build
 from semiseg.data.boxes import Detections, component_boxes
 from semiseg.data.loader import training_batches
 from semiseg.data.sets.digits import Digits
 from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import seeded_split
-from semiseg.methods.wpl import RankWeight
-from semiseg.options import WPL
-from semiseg.recipes import recipe
+from semiseg.methods.wpl import RankWeight, WPLOptions
+from semiseg.recipe import recipe, with_plug_ins
+from semiseg.registry import method
 from semiseg.runs import environment
 from semiseg.training.loop import make_optimizer
 from semiseg.types import Batch, Output, Target, View
@@ -57,7 +56,7 @@ def a_step() -> tuple[View, RankWeight]:
     features = (torch.rand(B, D, SIDE, SIDE, generator=g) - 0.5).relu()
     label, ones = torch.randint(0, K, (B, CROP, CROP), generator=g), torch.ones(B, CROP, CROP)
     view = View(ones, Target(label, ones, ones), Output(torch.zeros(B, K, CROP, CROP), features, features, features))
-    weigher = RankWeight(K, D, k=TOP)
+    weigher = RankWeight(K, D, WPLOptions(k=TOP))
     for bank in (weigher.labeled, weigher.unlabeled):
         bank.push(torch.rand(K * 256, D, generator=g), torch.arange(K * 256) % K, quota=256)
     return view, weigher
@@ -98,14 +97,15 @@ def step_times(rounds: int, each: int = 4) -> dict[str, float]:
     split, o = seeded_split(data.train, "1_8", 0), base.optimization
     boxes = Detections({key: component_boxes(data.mask(key), range(1, len(data.classes))) for key in data.train})
     loader = training_batches(
-        data, split, crop=o.crop, batch=o.batch, steps=8, seed=0, scale=o.resize, objects=boxes, **loading(base)
-    )
+        data, split, crop=o.crop, batch=o.batch, steps=8, seed=0, scale=o.resize, objects=boxes,
+        **method(base.method).loading(base),
+    )  # fmt: skip
     batches = [Batch(*b) for b in loader]
     turns = {"unimatch": cycle(batches), "unimatch_wpl": cycle(batches)}
     runs: dict[str, Callable[[], None]] = {}
-    for name, plug_in in (("unimatch", None), ("unimatch_wpl", WPL())):
+    for name, made in (("unimatch", base), ("unimatch_wpl", with_plug_ins(base, "wpl"))):
         torch.manual_seed(0)
-        host = build(replace(base, wpl=plug_in), len(data.classes)).train()
+        host = build(made, len(data.classes)).train()
         optimizer = make_optimizer(host, o)
 
         def steps(host=host, optimizer=optimizer, turn=turns[name]) -> None:
@@ -164,21 +164,21 @@ def augmentations(root: Path, steps: int, rounds: int) -> dict[str, dict[str, fl
     """Images per second in the training process, from files to batches; `ratio`: median of neighboring runs'."""
     data = VOC(root)
     split, found = seeded_split(data.train, "1_4", 0), {}
-    for method, samples, crop in (("unimatch", PilSamples, 321), ("augseg", PilAugSeg, 513)):
-        ask = loading(recipe(method))  # type: ignore[arg-type]
+    for name, samples, crop in (("unimatch", PilSamples, 321), ("augseg", PilAugSeg, 513)):
+        ask = method(name).loading(recipe(name))
         options = {"crop": crop, "batch": BATCH, "steps": steps, "seed": 0, **ask}
-        in_pil = samples(root, split, crop, ask["views"], BATCH * steps)
+        in_pil = samples(root, split, crop, ask.get("views", 1), BATCH * steps)
         runs = {
             "pil": lambda in_pil=in_pil: DataLoader(in_pil, BATCH),
             "semiseg": lambda options=options: training_batches(data, split, **options),
         }
-        rates: dict[str, list[float]] = {name: [] for name in runs}
+        rates: dict[str, list[float]] = {who: [] for who in runs}
         for _ in range(rounds):
-            for name, run in runs.items():
-                rates[name].append(rate(run(), steps))
+            for who, run in runs.items():
+                rates[who].append(rate(run(), steps))
         pairs = zip(rates["semiseg"], rates["pil"], strict=True)
-        found[method] = {name: statistics.median(values) for name, values in rates.items()}
-        found[method]["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
+        found[name] = {who: statistics.median(values) for who, values in rates.items()}
+        found[name]["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
     return found
 
 

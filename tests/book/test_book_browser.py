@@ -31,7 +31,7 @@ SOURCES = (
     "_config.yml",
     "_toc.yml",
     "CONTRIBUTING.md",
-    "semiseg/book*.py",
+    "semiseg_book/*.py",
     "runs/*/*/run.json",
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium ({', '.join(NAMES)}, or CHROMIUM=path)")

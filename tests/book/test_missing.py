@@ -86,9 +86,8 @@ def test_the_notebook_of_any_recipe_makes_what_is_wanted(wanted: list[module.Mis
         if notebook == "notebooks/recipe.ipynb":
             method, plug_ins, changes = (given.get(name, "") for name in ("method", "plug_ins", "changes"))
             base = recipe(method, "digits", parse_split(given["split"]), "tiny", given["seed"])
-            assert with_plug_ins(base, plug_ins).changed(changes) == item.experiment.recipe(item.setting, item.seed), (
-                item.command
-            )
+            there = with_plug_ins(base, plug_ins).changed(changes)
+            assert there == item.experiment.recipe(item.setting, item.seed), item.command
             checked += 1
     assert checked > 300
 
@@ -148,8 +147,8 @@ def test_an_unknown_scale_is_refused() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in ("semiseg.cli.runs", "semiseg_book.__main__"):
-        monkeypatch.setattr(f"{module}.repo_root", lambda: tmp_path)
+    for name in ("semiseg.cli.runs", "semiseg_book.__main__"):
+        monkeypatch.setattr(f"{name}.repo_root", lambda: tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -188,12 +187,8 @@ def test_missing_prints_commands_up_to_the_limit(checkout: Path) -> None:
     lines = text.splitlines()
     assert code == 0 and [line.split()[0] for line in lines] == ["#", "papermill", "papermill", "papermill", "#"]
     assert lines[0] == f"# {RANKS[0]}" and lines[-1].startswith("# 3 of ")
-    made(
-        checkout / "runs",
-        missing(Records([]))[0].experiment.recipe(Setting("digits", "tiny", "1_8")),
-        0.5,
-        name="local/x/y",
-    )
+    first = missing(Records([]))[0].experiment.recipe(Setting("digits", "tiny", "1_8"))
+    made(checkout / "runs", first, 0.5, name="local/x/y")
     assert lines[1] not in list_missing("--limit", "3")[1]
     assert list_missing("--limit", "0")[0] == 2
 

@@ -70,9 +70,8 @@ def test_each_experiment_can_be_made_and_the_rows_of_an_ablation_differ() -> Non
             experiment, at = experiment_of(table, row), paper_setting(row)
             if experiment is None or experiment.method not in registry.methods() or at is None:
                 continue
-            assert (
-                experiment.recipe(DIGITS).as_dict() == Recipe.from_dict(experiment.recipe(DIGITS).as_dict()).as_dict()
-            )
+            values = experiment.recipe(DIGITS).as_dict()
+            assert values == Recipe.from_dict(values).as_dict()
             assert at_paper_scale(experiment, row).recipe(at).scale == "paper"
             first = (row.partition, row.setting) == (table.rows.partition[0], table.rows.setting[0])
             if first and (table.paper, table.number) in ABLATIONS:

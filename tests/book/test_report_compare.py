@@ -156,9 +156,9 @@ def test_what_an_installed_package_adds_is_drawn_as_it_says(monkeypatch: pytest.
     methods, plug_ins = {**registry.methods(), "theirs": theirs}, {**registry.plug_ins(), **added}
     monkeypatch.setattr(registry, "methods", lambda: methods)
     monkeypatch.setattr(registry, "plug_ins", lambda: plug_ins)
-    assert (
-        title("theirs+dark+wpl") == "Theirs + DARK + WPL" and ordered(["theirs+dark", "theirs", "ddfp"])[1] == "theirs"
-    )
+    assert title("theirs+dark+wpl") == "Theirs + DARK + WPL"
+    labels = ["ddfp", "theirs", "theirs+wpl", "theirs+dark+wpl"]
+    assert ordered(reversed(labels)) == labels
     assert [color(f"theirs{p}") for p in ("", "+dark", "+light", "+dark+light")] == [
         "#102030", "#081018", "#889098", "#84888c",
     ]  # fmt: skip

@@ -115,7 +115,8 @@ def test_names_as_papermill_injects_them(value: object, family: str, name: str) 
 
 
 def test_names_of_another_family_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown split '1_8'; expected one of 92, 183, 366, 732, 1464"):
+    message = r"unknown split '1_8'; did you mean '183'\? Valid are 92, 183, 366, 732, 1464"
+    with pytest.raises(ValueError, match=message):
         parse_split("1_8", "classic")
     with pytest.raises(ValueError, match="unknown split 92"):
         parse_split(92)

@@ -302,7 +302,7 @@ def test_offset_unknown_and_divisor_name_the_two_readings() -> None:
 
 def test_similarities_by_hand() -> None:
     z, prototype = pixel(3, 4), torch.tensor([[1.0, 0]])
-    cosine, euclidean = (rank_weight(1, 2, k=1, similarity=s) for s in ("cosine", "euclidean"))  # type: ignore[arg-type]
+    cosine, euclidean = (rank_weight(1, 2, k=1, similarity=s) for s in ("cosine", "euclidean"))
     assert cosine.similarities(z, prototype).item() == pytest.approx(0.6)
     assert euclidean.similarities(z, prototype).item() == pytest.approx(1 - (2 - 1.2) ** 0.5 / 2)
     assert torch.equal(cosine.similarities(z, prototype), cosine.similarities(7 * z, 2 * prototype))
@@ -325,7 +325,7 @@ def test_unsure_and_padded_unlabeled_pixels_are_not_stored(reliable: str) -> Non
         mixed, target=Target(mixed.target.label, mixed.target.weight, torch.zeros_like(mixed.target.weight))
     )
     for view_of in (unsure, padded):
-        weigher = rank_weight(3, 6, k=3, reliable=reliable)  # type: ignore[arg-type]
+        weigher = rank_weight(3, 6, k=3, reliable=reliable)
         weigher.observe(labeled, view_of)
         assert int(weigher.unlabeled.filled.sum()) == 0 < int(weigher.labeled.filled.sum())
 

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 timm = pytest.importorskip("timm")
 
-from semiseg.build import build_network  # noqa: E402
+from semiseg.build import make_student  # noqa: E402
 from semiseg.data.transforms import Normalize  # noqa: E402
 from semiseg.models.backbones import make_backbone  # noqa: E402
 from semiseg.options import Network  # noqa: E402
-from semiseg.recipes import Recipe, recipe  # noqa: E402
+from semiseg.recipe import Recipe, recipe  # noqa: E402
 
 CONVOLUTIONAL = ("test_resnet", "resnet10t", "test_convnext", "test_efficientnet")
 
@@ -121,7 +121,7 @@ def test_without_timm_the_message_says_what_to_install(monkeypatch: pytest.Monke
 def test_a_recipe_builds_a_network_that_learns_in_every_part() -> None:
     made = recipe("mean_teacher", "digits", "1_4", "smoke")
     values = made.as_dict() | {"network": made.as_dict()["network"] | {"backbone": "timm:test_vit", "weights": None}}
-    net = build_network(Recipe.from_dict(values), 4)
+    net = make_student(Recipe.from_dict(values), 4)
     out = net(torch.rand(2, 3, 32, 32))
     assert out.logits.shape == (2, 4, 32, 32)
     out.logits.square().mean().backward()
