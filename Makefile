@@ -20,11 +20,11 @@ $(BUILD)/lock/bin/python -m pip install --quiet --dry-run --ignore-installed --r
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest book lint lock lock-check bench notebooks clean
+.PHONY: help demo test test-lowest test-newest book lint lock lock-check bench notebooks clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
@@ -53,15 +53,15 @@ test: $(VENV)/.dev ## run the tests, then compare every committed notebook with 
 	OMP_NUM_THREADS=1 SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
 	exit $$status
 
-test-lowest: ## run the tests with the oldest dependencies that pyproject.toml allows, in an environment of its own
+test-lowest test-newest: test-%: ## run the tests with the oldest, or newest, dependencies that pyproject.toml allows
 	@mkdir -p $(BUILD)
-	$(PYTHON) -m venv $(BUILD)/lowest
-	$(BUILD)/lowest/bin/python -m pip install --quiet uv
-	$(BUILD)/lowest/bin/uv pip compile --quiet --native-tls --resolution lowest-direct pyproject.toml \
-	  --extra book --extra dev --extra timm --extra mask2former --output-file $(BUILD)/lowest.txt
-	$(BUILD)/lowest/bin/python -m pip install --quiet $(PIP_FLAGS) --requirement $(BUILD)/lowest.txt
-	$(BUILD)/lowest/bin/python -m pip install --quiet --no-deps --editable .
-	$(BUILD)/lowest/bin/python -m pytest tests --ignore tests/repository
+	$(PYTHON) -m venv $(BUILD)/$*
+	$(BUILD)/$*/bin/python -m pip install --quiet uv
+	$(BUILD)/$*/bin/uv pip compile --quiet --native-tls --resolution $(if $(filter lowest,$*),lowest-direct,highest) \
+	  pyproject.toml --extra book --extra dev --extra timm --extra mask2former --output-file $(BUILD)/$*.txt
+	$(BUILD)/$*/bin/python -m pip install --quiet $(PIP_FLAGS) --requirement $(BUILD)/$*.txt
+	$(BUILD)/$*/bin/python -m pip install --quiet --no-deps --editable .
+	OMP_NUM_THREADS=1 $(BUILD)/$*/bin/python -m pytest tests --ignore tests/repository
 
 book: $(VENV)/.book ## build the book into _build/html, warnings are errors
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going

@@ -39,7 +39,7 @@ longest = 0  # images are shrunk to at most so many pixels on their longer side;
 photos = ""  # new images to predict: a file, a folder or a pattern; empty: those of the made folder, or root/images
 out = ""  # folder for the predictions; empty: a temporary one
 seed = 0  # of everything random
-changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
+changes = ""  # options to change, as `semiseg train --set` takes them, spaces between; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
 classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 labeled_list = ""  # a list file of labeled images, instead of the seeded partition

@@ -32,7 +32,7 @@ split = "1_8"  # labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one 
 data = "digits"  # digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)
 scale = "tiny"  # smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)
 seed = 0  # of everything random
-changes = ""  # changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them
+changes = ""  # options to change, as `semiseg train --set` takes them, spaces between; `semiseg methods` lists them
 root = ""  # folder of the data set in its official layout; of your own: with images/ and masks/
 classes = ""  # voc: to keep; folder: in the order of their ids, or a TOML file; commas between; empty: all
 train_list = "train_aug"  # voc: name of the list of training images; others: a file below root; unchanged: all

@@ -1,3 +1,3 @@
-"""semiseg: semi-supervised semantic segmentation, one paper per file, hosts explicit, seams as arguments."""
+"""semiseg: semi-supervised semantic segmentation, one paper per file, hosts explicit, components as arguments."""
 
 __version__ = "0.1.0"

@@ -56,9 +56,10 @@ def weigher(recipe: Recipe, classes: int) -> PixelWeighter | None:
     return _plugged(recipe, "weigh", classes)
 
 
-def _plugged(recipe: Recipe, seam: str, classes: int) -> Any:
+def _plugged(recipe: Recipe, component: str, classes: int) -> Any:
     found = (registry.plug_in(name) for name in recipe.plug_ins)
-    return next((each.build(recipe, recipe.network.width, classes) for each in found if each.seam == seam), None)
+    made = (each.build(recipe, recipe.network.width, classes) for each in found if each.component == component)
+    return next(made, None)
 
 
 def build(recipe: Recipe, classes: int) -> Host:

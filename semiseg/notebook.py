@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,13 @@ from .training.folder import run_name
 from .training.run import train
 
 # Parameters of every notebook that trains: default, and what it is.  Their cells hold these lines; a test compares.
+# No equals sign: papermill could not list the parameter.
 PARAMETERS: dict[str, tuple[object, str]] = {
     "split": ("1_8", "labeled share: 1_16, 1_8, 1_4, 1_2 or full; with a family, one of its names"),
     "data": ("digits", "digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)"),
     "scale": ("tiny", "smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)"),
     "seed": (0, "of everything random"),
-    "changes": ("", 'changed options, as in "ddfp.eps=1 optimization.epochs=20"; `semiseg methods` lists them'),
+    "changes": ("", "options to change, as `semiseg train --set` takes them, spaces between; `semiseg methods` lists them"),
     "root": ("", "folder of the data set in its official layout; of your own: with images/ and masks/"),
     "classes": (
         "",
@@ -100,7 +101,7 @@ def prepare(method: str, given: Mapping[str, Any], *, plug_ins: str = "", own: S
     """
     with one_line():
         known = {*PARAMETERS, "variant", *own}
-        for name in sorted(_named(given) - known):
+        for name in sorted(_named(given, known) - known):
             raise ValueError(unknown("parameter", name, sorted(known & given.keys())))
         p = {name: given.get(name, default) for name, (default, _) in PARAMETERS.items()}
         split, seed = parse_split(p["split"], p["family"]), seed_number(p["seed"])
@@ -115,9 +116,9 @@ def prepare(method: str, given: Mapping[str, Any], *, plug_ins: str = "", own: S
         return Prepared(replace(made, split=partition.name), data, partition, workers, p["overwrite"])
 
 
-def _named(given: Mapping[str, Any]) -> set[str]:
-    """Names of the parameters given: of a notebook those that cells set since it last called `prepare`, where they do
-    nothing else; its other cells have names of their own."""
+def _named(given: Mapping[str, Any], known: Set[str]) -> set[str]:
+    """Names of the parameters given: of a notebook those in the cells of parameters that ran since it last called
+    `prepare`, its own and papermill's; other cells have names of their own."""
     if "In" not in given:
         visible = {name: value for name, value in given.items() if not name.startswith("_")}
         return {n for n, value in visible.items() if isinstance(value, str | int | float | list | tuple | dict | None)}
@@ -125,7 +126,9 @@ def _named(given: Mapping[str, Any]) -> set[str]:
     for source in reversed(given["In"][:-1]):
         if "prepare(" in source:
             break
-        names |= _set_by(source)
+        found = _set_by(source)
+        if found & known or source.startswith("# Parameters"):
+            names |= found
     return names
 
 

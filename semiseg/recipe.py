@@ -52,12 +52,12 @@ class Recipe:
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}")
         object.__setattr__(self, "parts", self._complete())
-        seams = [registry.plug_in(name).seam for name in self.plug_ins]
-        if len(set(seams)) < len(seams):
-            raise ValueError(f"{' and '.join(self.plug_ins)} fill the same place of a host; take one of them")
+        components = [registry.plug_in(name).component for name in self.plug_ins]
+        if len(set(components)) < len(components):
+            raise ValueError(f"{' and '.join(self.plug_ins)} are the same component of a host; take one of them")
         described.check(self)
         for name in self.plug_ins:
-            if registry.plug_in(name).seam == "mix" and not described.unlabeled:
+            if registry.plug_in(name).component == "mix" and not described.unlabeled:
                 title = registry.plug_in(name).title
                 raise ValueError(
                     f"{title} changes unlabeled images, and method {self.method!r} has none; choose another"
@@ -103,9 +103,9 @@ class Recipe:
 
     @property
     def plug_ins(self) -> tuple[str, ...]:
-        """Names of the plug-ins that take part."""
+        """Names of the plug-ins that take part, in alphabetical order."""
         there = {type(part) for part in self.parts}
-        return tuple(name for name, each in registry.plug_ins().items() if each.options in there)
+        return tuple(sorted(name for name, each in registry.plug_ins().items() if each.options in there))
 
     @property
     def head(self) -> tuple[Any, ...]:
@@ -357,9 +357,10 @@ def without_idea(made: Recipe) -> Iterator[Recipe]:
 
 
 def label_of(values: Mapping[str, Any]) -> str:
-    """`Recipe.label` of the dictionary that `as_dict` wrote, without asking which plug-ins there are."""
-    shared = {*HEAD, *SHARED, values["method"], "detector"}  # a companion of WPL's, and no plug-in
-    return "+".join([values["method"], *sorted(name for name in values if name not in shared)])
+    """`Recipe.label` of the dictionary that `as_dict` wrote, without asking (and importing) what plug-ins there are."""
+    shared = {*HEAD, *SHARED, values["method"]}
+    others = [name for name in values if name not in shared and not registry.is_companion(name)]
+    return "+".join([values["method"], *sorted(others)])
 
 
 def usual(values: Mapping[str, Any]) -> Recipe:

@@ -81,7 +81,7 @@ class PlugIn:
     """An idea that any host with a place for it takes as an argument.
 
     Args:
-        seam: which place.
+        component: which place.
         build: (recipe, width of the features, number of classes) -> what is plugged in.
         options: class of its options.  A recipe has the plug-in when it has them.
         at_scale: recipe -> its options, and those of its companion, at the scale of the recipe.
@@ -93,7 +93,7 @@ class PlugIn:
 
     name: str
     title: str
-    seam: Literal["mix", "weigh"]
+    component: Literal["mix", "weigh"]
     build: Callable[[Recipe, int, int], Any]
     options: type[Options]
     at_scale: Callable[[Recipe], tuple[Options, ...]]
@@ -108,6 +108,12 @@ class PlugIn:
     shade: float = 0.2
     marker: str = "cross"
     chapter: str = ""
+
+    def __post_init__(self) -> None:
+        if is_companion(self.name) or (self.companion and not is_companion(self.companion.part)):
+            raise ValueError(
+                f"plug-in {self.name!r}: its name has no underscore, and the part of its companion has one"
+            )
 
 
 @cache
@@ -140,6 +146,11 @@ def parts() -> Mapping[str, type[Options]]:
     own = [m.options for m in methods().values() if m.options]
     plugged = [cls for p in plug_ins().values() for cls in (p.options, p.companion) if cls]
     return SHARED | {cls.part: cls for cls in (*own, *plugged)}
+
+
+def is_companion(part: str) -> bool:
+    """Whether a part is what a plug-in reads beside its own options; records are read without asking plug-ins."""
+    return part == "detector" or "_" in part
 
 
 def _by_name(kind: type[Any]) -> dict[str, Any]:

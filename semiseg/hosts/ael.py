@@ -173,7 +173,7 @@ class AEL(Host):
     """L = L_sup + L_con(labeled) + L_con(unlabeled), each pixel of L_con weighted and sampled.
 
     A pixel's weight is the square of the teacher's confidence; it is learned from with probability
-    ((1 - c_k) / max_j (1 - c_j))^gamma of the class k that the student predicts.  Seams: label, weigh, mix.
+    ((1 - c_k) / max_j (1 - c_j))^gamma of the class k that the student predicts.  Components: label, weigh, mix.
 
     Args:
         student: a segmentation network.

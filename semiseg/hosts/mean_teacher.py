@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class MeanTeacher(Host):
     """L = L_sup + L_con^im (DDFP Eq. 1 to 4), and + L_con^ft (Eq. 15, 16) where features are perturbed.
 
-    Seams (each default is the plain choice): label, weigh, mix, perturb, auxiliary.
+    Components (each default is the plain choice): label, weigh, mix, perturb, auxiliary.
 
     Args:
         student: a segmentation network with trunk, refine and head.

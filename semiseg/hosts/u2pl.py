@@ -68,7 +68,7 @@ class U2PL(Host):
     on statistics that have hardly begun.  Without `own_statistics` the project's one rule holds: buffers are averaged
     like parameters, both looks are in evaluation mode and differ by the mixing alone.
 
-    Seams: mix, weigh (inside L_u only), auxiliary (the contrast; None: L_u alone).
+    Components: mix, weigh (inside L_u only), auxiliary (the contrast; None: L_u alone).
 
     Args:
         student: a segmentation network, with a projection head where there is a contrast.

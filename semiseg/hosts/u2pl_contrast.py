@@ -6,7 +6,7 @@ the teacher's reliable pixels of the class:
 
     L_c = mean_{c, a} -log( e^(cos(a, m_c) / tau) / (e^(cos(a, m_c) / tau) + sum_n e^(cos(a, n) / tau)) )
 
-    seam: auxiliary (mixed)   host: U2PL   state: a queue per class
+    component: auxiliary (mixed)   host: U2PL   state: a queue per class
 """
 
 from __future__ import annotations

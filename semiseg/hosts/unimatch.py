@@ -80,7 +80,8 @@ class UniMatch(Host):
     """L = (L_sup + mu_1 L_s1 + mu_2 L_s2 + mu_fp L_fp) / 2.
 
     The network teaches itself: pseudo-labels come from its training-mode pass over the weak view, without gradient.  An
-    average of its weights only watches, as in `Supervised`.  Seams: label, weigh, mix (called once per strong view).
+    average of its weights only watches, as in `Supervised`.
+    Components: label, weigh, mix (called once per strong view).
 
     Args:
         student: a segmentation network with backbone, fuse and read.

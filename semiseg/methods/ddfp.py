@@ -6,7 +6,7 @@ and must still get the same pseudo-label, so the classifier is made to explore t
 
     delta* = epsilon * g / |g|_2,   g = grad_v ( -log p(v) )        (Eq. 10, 11)
 
-    seam: perturb      host: MeanTeacher      state: the flow and its Adam      chapter: notebooks/ddfp
+    component: perturb      host: MeanTeacher      state: the flow and its Adam      chapter: notebooks/ddfp
 """
 
 from __future__ import annotations

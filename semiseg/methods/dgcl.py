@@ -6,7 +6,7 @@ densest ones of batch and memory, and away from random features of other classes
 
     L_contra = mean_q -log( e^(cos(q, r) / tau) / (e^(cos(q, r) / tau) + sum_n e^(cos(q, n) / tau)) )
 
-    seams: label, auxiliary (weak)   host: MeanTeacher   state: the memory   chapter: notebooks/dgcl
+    components: label, auxiliary (weak)   host: MeanTeacher   state: the memory   chapter: notebooks/dgcl
 """
 
 from __future__ import annotations

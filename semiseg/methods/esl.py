@@ -7,7 +7,7 @@ pixel is pulled to a remembered vector of its part and pushed from those of all 
 
 No code was released.  What the paper leaves open is settled here, marked [C] and defended in the chapter.
 
-    seams: label, auxiliary      host: MeanTeacher      state: prototypes, a queue per part      chapter: notebooks/esl
+    components: label, auxiliary   host: MeanTeacher   state: prototypes, a queue per part   chapter: notebooks/esl
 
 In shape comments P is the number of parts of a class and A the number of anchors.
 """

@@ -4,7 +4,7 @@ Wrong pixels of a pseudo-label stand together, and the teacher doubts that regio
 into n x n patches, the k with the largest sum of entropy are *replaced*, image and label, by the same patches of a
 labeled image (Eq. 3 to 6), and this is done for several k with several labeled images (RAS, Eq. 7).
 
-    seam: mix      hosts: every one with unlabeled images      state: none      chapter: notebooks/upc
+    component: mix      hosts: every one with unlabeled images      state: none      chapter: notebooks/upc
 
 No code was released.  What the paper leaves open is settled here and defended in the chapter.  The rivals of Tables 5
 and 6 are in `upc_controls`.
@@ -268,7 +268,7 @@ def check(recipe: Recipe) -> None:
 
 
 PLUG_IN = PlugIn(
-    "upc", title="UPC", seam="mix", build=build, options=UPCOptions, at_scale=lambda recipe: (UPCOptions(),),
+    "upc", title="UPC", component="mix", build=build, options=UPCOptions, at_scale=lambda recipe: (UPCOptions(),),
     check=check, shade=0.35, marker="diamond", paper="Fang et al., ICCV 2023", cite="fang2023upc", year=2023,
     chapter="notebooks/upc",
 )  # fmt: skip

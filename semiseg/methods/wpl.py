@@ -9,7 +9,7 @@ and 1 + s / k in the released code and by default here, so that no pixel is lost
 
 A prototype is the mean of labeled features and of unlabeled ones that a detector confirms (Sec. 3.3, 3.4).
 
-    seam: weigh   hosts: every one that weighs   state: two banks   chapter: notebooks/wpl
+    component: weigh   hosts: every one that weighs   state: two banks   chapter: notebooks/wpl
 """
 
 from __future__ import annotations
@@ -272,7 +272,8 @@ def official(base: Recipe) -> Recipe:
 
 
 PLUG_IN = PlugIn(
-    "wpl", title="WPL", seam="weigh", build=build, options=WPLOptions, at_scale=at_scale, companion=DetectorOptions,
+    "wpl", title="WPL", component="weigh", build=build, options=WPLOptions, at_scale=at_scale,
+    companion=DetectorOptions,
     asks=lambda options: options.reliable == "detector", prepare=with_objects,
     readings={"paper": paper, "official": official}, shade=-0.45,
     marker="square", paper="Howlader et al., ECCV 2024", cite="howlader2024wpl", year=2024, chapter="notebooks/wpl",

@@ -80,7 +80,7 @@ def staged(host: Any, student: nn.Module, teacher: nn.Module, other: nn.Module |
 def watched(host: Any, batch: Batch, t: float = 1.0, seed: int = 0) -> list[Scene]:
     """One step of a host, seen from inside: a scene for each network it trains.  The host keeps its weigher.
 
-    Raises ValueError for a host without the seam `weigh`.
+    Raises ValueError for a host without the component `weigh`.
     """
     names = [name for name, _ in host.named_children() if name.startswith("weigh")]
     if not names:

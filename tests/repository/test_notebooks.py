@@ -5,9 +5,11 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from papermill.cli import _resolve_type
 from papermill.exceptions import PapermillExecutionError
 
-from semiseg.notebook import parse_split, repo_root
+from semiseg.data.open import parse_split
+from semiseg.notebook import repo_root
 from semiseg.runs import Run
 
 NOTEBOOKS = repo_root() / "notebooks"
@@ -29,15 +31,34 @@ def test_papermill_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("name", "parameters", "message"),
     [
-        ({"split": "1_7"}, "unknown split '1_7'; expected one of 1_16, 1_8, 1_4, 1_2, full"),
-        ({"data": "voc"}, "data='voc' needs root"),
+        ("ddfp", {"splt": 18}, "unknown parameter 'splt'; did you mean 'split'? Valid are "),
+        ("recipe", {"step": "vat"}, "unknown parameter 'step'; "),
+        ("ddfp", {"split": "1_3"}, "unknown split '1_3'; did you mean '1_8'? Valid are 1_16, 1_8, 1_4, 1_2, full"),
+        ("ddfp", {"split": "1_7"}, "unknown split '1_7'; "),
+        ("ddfp", {"changes": "ddfp.epz=1"}, "unknown option of ddfp 'epz'; did you mean 'eps'? Valid are eps, "),
+        ("ddfp", {"data": "voc"}, "data='voc' needs root"),
+        ("upc", {"host": "supervised"}, "UPC changes unlabeled images, and method 'supervised' has none"),
+        ("wpl", {"host": "stpp", "alpha": 0.5}, "unknown host with a factor alpha 'stpp'; "),
+        ("own-data", {"changes": "optimization.epoch=1"}, "did you mean 'epochs'?"),
+        ("own-data", {"spilt": 18}, "unknown parameter 'spilt'; did you mean 'split'?"),
     ],
 )
-def test_a_wrong_parameter_stops_before_training(parameters: dict, message: str, tmp_path: Path) -> None:
+def test_a_wrong_parameter_stops_before_training(name: str, parameters: dict, message: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
     with pytest.raises(PapermillExecutionError) as caught:
-        papermill.execute_notebook(NOTEBOOKS / "ddfp.ipynb", tmp_path / "out.ipynb", parameters, progress_bar=False)
+        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", out, parameters, progress_bar=False)
     assert message in str(caught.value)
-    done = [c for c in nbformat.read(tmp_path / "out.ipynb", 4).cells if c.cell_type == "code" and c.execution_count]
-    assert len(done) <= 3
+    done = [c for c in nbformat.read(out, 4).cells if c.cell_type == "code" and c.execution_count]
+    assert len(done) <= 4
+    (error,) = [o for c in done for o in c.outputs if o.output_type == "error" and o.ename == "BadInput"]
+    assert len("\n".join(error.traceback).splitlines()) <= 3
+
+
+def test_the_split_arrives_from_the_command_line_as_a_number(tmp_path: Path) -> None:
+    """What `papermill -p splt 1_8` injects is seen as it was written."""
+    with pytest.raises(PapermillExecutionError, match="unknown parameter 'splt'; did you mean 'split'"):
+        papermill.execute_notebook(
+            NOTEBOOKS / "esl.ipynb", tmp_path / "out.ipynb", {"splt": _resolve_type("1_8")}, progress_bar=False
+        )

@@ -118,3 +118,9 @@ def test_every_citation_key_of_the_book_is_in_the_bibliography() -> None:
     }
     assert len(known) == len(set(known))
     assert cited <= set(known)
+
+
+def test_the_example_of_contributing_is_the_one_that_is_tested() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = text.split("<!-- example:begin -->\n```python\n")[1].split("\n```\n<!-- example:end -->")[0]
+    assert shown == (ROOT / "tests/contract/entropy_weighted.py").read_text().rstrip()
