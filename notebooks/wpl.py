@@ -68,9 +68,9 @@ from IPython.display import Markdown, display
 from semiseg.build import load_exported
 from semiseg.data.boxes import Detections
 from semiseg.methods.detector import DetectorOptions, thing_classes
-from semiseg.methods.wpl import WPLOptions
+from semiseg.methods.wpl import WPLOptions, with_alpha
 from semiseg.notebook import one_line, repo_root
-from semiseg.recipe import Recipe, with_alpha
+from semiseg.recipe import Recipe
 from semiseg.runs import find_runs
 from semiseg_book import compare, paper_tables, pictures, tables
 from semiseg_book.chapters import wpl as figures

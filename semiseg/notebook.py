@@ -27,7 +27,10 @@ PARAMETERS: dict[str, tuple[object, str]] = {
     "data": ("digits", "digits (embedded), voc, cityscapes, camvid, coco, or folder (your own images and masks)"),
     "scale": ("tiny", "smoke (seconds), tiny (minutes), paper (the numbers of the paper; not for digits and camvid)"),
     "seed": (0, "of everything random"),
-    "changes": ("", "options to change, as `semiseg train --set` takes them, spaces between; `semiseg methods` lists them"),
+    "changes": (
+        "",
+        "options to change, as `semiseg train --set` takes them, spaces between; `semiseg methods` lists them",
+    ),
     "root": ("", "folder of the data set in its official layout; of your own: with images/ and masks/"),
     "classes": (
         "",

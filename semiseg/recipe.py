@@ -20,7 +20,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tomlkit
 
 from . import registry
-from .options import SHARED, Consistency, Evaluation, Network, Optimization, Options, one_of, unknown
+from .options import SHARED, Consistency, Evaluation, Network, Optimization, Options, one_of
+from .runs import label_of
 from .scales import DATA, SCALES, shared_parts
 
 P = TypeVar("P", bound=Options)
@@ -246,22 +247,6 @@ def with_plug_ins(base: Recipe, plug_ins: str) -> Recipe:
     return base
 
 
-def with_alpha(base: Recipe, alpha: float) -> Recipe:
-    """The recipe with the weights of its pseudo-label terms times alpha (WPL Eq. 7).
-
-    Raises ValueError for a method that names none.
-    """
-    names = registry.method(base.method).unlabeled_weights
-    if not names:
-        able = [name for name, each in registry.methods().items() if each.unlabeled_weights]
-        raise ValueError(unknown("host with a factor alpha", base.method, able))
-
-    def times(value: Any) -> Any:
-        return tuple(alpha * v for v in value) if isinstance(value, tuple) else alpha * value
-
-    return base.changed({name: times(base.value(name)) for name in names})
-
-
 def reading(base: Recipe, name: str) -> Recipe:
     """The recipe read one way: "default"; "paper": the text; "official": the released code.
 
@@ -356,26 +341,7 @@ def without_idea(made: Recipe) -> Iterator[Recipe]:
         yield recipe(plain, *made.head[1:]) if isinstance(plain, str) else plain(made)
 
 
-def label_of(values: Mapping[str, Any]) -> str:
-    """`Recipe.label` of the dictionary that `as_dict` wrote, without asking (and importing) what plug-ins there are."""
-    shared = {*HEAD, *SHARED, values["method"]}
-    others = [name for name in values if name not in shared and not registry.is_companion(name)]
-    return "+".join([values["method"], *sorted(others)])
-
-
 def usual(values: Mapping[str, Any]) -> Recipe:
     """The recipe of the same method, plug-ins, data, split, scale and seed with nothing replaced."""
     made = recipe(*(values[name] for name in HEAD))
     return with_plug_ins(made, ",".join(label_of(values).split("+")[1:]))
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What two recipes (`as_dict`) disagree in, as 'key: ours != theirs'."""
-    found = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} != {b!r}")
-    return found

@@ -9,10 +9,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .options import SHARED
+from .registry import is_companion
 
 if TYPE_CHECKING:  # torch and pandas take seconds, and to list records needs neither
     import pandas as pd
@@ -29,6 +33,26 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """`Recipe.label` of the dictionary that `as_dict` wrote, without asking (and importing) what plug-ins there are."""
+    head = ("method", "data", "split", "scale", "seed")
+    shared = {*head, *SHARED, values["method"]}
+    others = [name for name in values if name not in shared and not is_companion(name)]
+    return "+".join([values["method"], *sorted(others)])
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What two recipes (`as_dict`) disagree in, as 'key: ours != theirs'."""
+    found = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} != {b!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,8 +94,6 @@ class Run:
     @property
     def label(self) -> str:
         """The method and its plug-ins, as in 'cps+upc'."""
-        from .recipe import label_of
-
         return label_of(self.record["recipe"])
 
     @property

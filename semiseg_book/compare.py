@@ -16,8 +16,8 @@ from plotly.subplots import make_subplots
 
 from semiseg import registry
 from semiseg.data.splits import SPLITS
-from semiseg.recipe import Recipe, differences, usual, without_idea
-from semiseg.runs import Run, table
+from semiseg.recipe import Recipe, usual, without_idea
+from semiseg.runs import Run, differences, table
 
 from .style import color, host_of, ordered, symbol, title
 

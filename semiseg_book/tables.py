@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from semiseg.recipe import differences, usual
-from semiseg.runs import Run, table
+from semiseg.recipe import usual
+from semiseg.runs import Run, differences, table
 
 from .style import title
 

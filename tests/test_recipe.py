@@ -11,21 +11,20 @@ from semiseg.hosts.u2pl_contrast import U2PLOptions
 from semiseg.methods.ddfp import DDFPOptions
 from semiseg.methods.dgcl import DGCLOptions
 from semiseg.methods.upc import UPCOptions
-from semiseg.methods.wpl import WPLOptions
+from semiseg.methods.wpl import WPLOptions, with_alpha
 from semiseg.models.normalization import DualBatchNorm2d
 from semiseg.options import Consistency, Evaluation, Network, Optimization
 from semiseg.recipe import (
     Recipe,
-    differences,
     from_toml,
     parse_changes,
     reading,
     recipe,
     text_of,
     to_toml,
-    with_alpha,
     with_plug_ins,
 )
+from semiseg.runs import differences
 from semiseg.scales import DATA
 
 

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..banks import ClassBank, as_pixels, from_everywhere, largest, pixels_at, processes, some
-from ..options import Options, option, options
-from ..registry import PlugIn
+from ..options import Options, option, options, unknown
+from ..registry import PlugIn, method, methods
 from ..runs import DETECTIONS
 from ..statistics import share
 from ..types import IGNORE, View
@@ -259,6 +259,22 @@ def with_objects(task: Fit, shared: Path | None) -> Fit:
     made = json.loads(own.with_suffix(".json").read_text())
     about = {name: made[name] for name in ("epochs", "best", "duration_s", "sha256")}
     return replace(task, objects=found.above(o.box_score), record={**task.record, "detector": about})
+
+
+def with_alpha(base: Recipe, alpha: float) -> Recipe:
+    """The recipe with the weights of its pseudo-label terms times alpha (WPL Eq. 7).
+
+    Raises ValueError for a method that names none.
+    """
+    names = method(base.method).unlabeled_weights
+    if not names:
+        able = [name for name, each in methods().items() if each.unlabeled_weights]
+        raise ValueError(unknown("host with a factor alpha", base.method, able))
+
+    def times(value: Any) -> Any:
+        return tuple(alpha * v for v in value) if isinstance(value, tuple) else alpha * value
+
+    return base.changed({name: times(base.value(name)) for name in names})
 
 
 def paper(base: Recipe) -> Recipe:

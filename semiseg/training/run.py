@@ -23,8 +23,8 @@ from ..data.checks import check
 from ..data.dataset import SegmentationData
 from ..data.held_out import HELD_OUT, hold_out
 from ..data.splits import Split, missing_classes, write_lists
-from ..recipe import Recipe, differences, to_toml
-from ..runs import RECIPE, RECORD, Run, write_text
+from ..recipe import Recipe, to_toml
+from ..runs import RECIPE, RECORD, Run, differences, write_text
 from .checkpoint import checkpoints
 from .folder import LOCK, SELECTED, STARTED, check_folder, move_into_place, partial_of
 from .loop import Fit, fit

@@ -24,8 +24,8 @@ from semiseg.data.transforms import Normalize
 from semiseg.methods.ddfp import DensityDescent
 from semiseg.methods.flow import MixtureFlow
 from semiseg.models.deeplabv3plus import DeepLabV3Plus
-from semiseg.recipe import differences, usual
-from semiseg.runs import Run
+from semiseg.recipe import usual
+from semiseg.runs import Run, differences
 from semiseg.types import IGNORE
 
 

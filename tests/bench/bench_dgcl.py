@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def view(start: int, features: Tensor, embedding: Tensor, labels: Tensor, images
     return View(f[:, :3], Target.from_labels(y), teacher=out.detach(), student=out)
 
 
-def measure(variant: str, device: str, side: int, images: int, repeats: int, queue: Any) -> None:
+def measure(variant: str, device: str, side: int, images: int, repeats: int) -> dict[str, float]:
     """In a process of its own: median seconds, and MiB a step needs on top of what it is given."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -157,7 +158,7 @@ def measure(variant: str, device: str, side: int, images: int, repeats: int, que
         if cuda:
             torch.cuda.synchronize()
         times.append(clock() - start)
-    queue.put({"seconds": statistics.median(times[1:]), "extra_mib": peak() - before, "loss": loss})
+    return {"seconds": statistics.median(times[1:]), "extra_mib": peak() - before, "loss": loss}
 
 
 def clock_of(device: str) -> Callable[[], float]:
@@ -172,19 +173,19 @@ def _resident(field: str) -> float:
 
 
 def contrast(device: str, side: int, images: int, repeats: int) -> dict[str, Any]:
-    context, results = multiprocessing.get_context("spawn"), {}
+    results: dict[str, Any] = {}
     for variant in ("naive", "ours"):
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(variant, device, side, images, repeats, queue))
-        process.start()
-        results[variant] = queue.get()
-        process.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            results[variant] = process.submit(measure, variant, device, side, images, repeats).result()
     results["ratio_seconds"] = results["ours"]["seconds"] / results["naive"]["seconds"]
     return results
 
 
-def step_times(device: str, repeats: int) -> dict[str, float]:
-    """Processor seconds per training step on the embedded data, batches already loaded; methods take turns."""
+def step_times(device: str, repeats: int, warm: int = 30) -> dict[str, float]:
+    """Processor seconds per training step on the embedded data, batches already loaded; methods take turns.
+
+    warm: steps before, in which the banks are filled.
+    """
     data = Digits()
     split, o = seeded_split(data.train, "1_8", 0), recipe("dgcl").optimization
     batches = list(training_batches(data, split, crop=o.crop, batch=o.batch, steps=30, seed=0, scale=o.resize))
@@ -194,7 +195,7 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
         host = build(recipe(method), len(data.classes)).to(device).train()
         hosts[method] = host, make_optimizer(host, o)
     times: dict[str, list[float]] = {m: [] for m in hosts}
-    for _, batch in zip(range(30 + repeats), cycle(batches), strict=False):
+    for _, batch in zip(range(warm + repeats), cycle(batches), strict=False):
         batch = Batch(*(v if v is None else v.to(device) for v in batch))
         for method, (host, optimizer) in hosts.items():
             start = clock()
@@ -206,7 +207,7 @@ def step_times(device: str, repeats: int) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             times[method].append(clock() - start)
-    medians = {m: statistics.median(t[30:]) for m, t in times.items()}  # by then every bank is filled
+    medians = {m: statistics.median(t[warm:]) for m, t in times.items()}
     return {**medians, "ratio": medians["dgcl"] / medians["mean_teacher"]}
 
 

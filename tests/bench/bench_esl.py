@@ -10,8 +10,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -87,7 +87,7 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
 
 
-def _loss(share: float, repeats: int, device: str, pipe: Connection) -> None:
+def _loss(share: float, repeats: int, device: str) -> dict[str, float]:
     """In a process of its own: anchors, seconds forward and backward, peak memory above inputs and bank."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -109,17 +109,13 @@ def _loss(share: float, repeats: int, device: str, pipe: Connection) -> None:
         peak = torch.cuda.max_memory_allocated() / 2**20
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
-    pipe.send((int(made.statistics["anchors"][0]), seconds, peak - before))
+    anchors = int(made.statistics["anchors"][0])
+    return {"share": share, "anchors": anchors, "seconds": seconds, "peak_mib": peak - before}
 
 
 def loss(share: float, repeats: int, device: str) -> dict[str, float]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_loss, args=(share, repeats, device, there))
-    process.start()
-    anchors, seconds, mib = here.recv()
-    process.join()
-    return {"share": share, "anchors": anchors, "seconds": seconds, "peak_mib": mib}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_loss, share, repeats, device).result()
 
 
 def straightness(x: list[float], y: list[float]) -> dict[str, float]:

@@ -72,7 +72,7 @@ class Trained:
 
     def __init__(self, made: Recipe, device: str, warm: int) -> None:
         torch.manual_seed(0)
-        self.host = build(made, len(Digits().classes)).to(device).train()
+        self.host = build(made, len(Digits.classes)).to(device).train()
         self.optimizer = make_optimizer(self.host, made.optimization)
         self.batches, self.device = cycle(loaded(made, device)), device
         for _ in range(warm):

@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class NaiveFlow(MixtureFlow):
         return normal.sum(-1) + log_det[:, None]
 
 
-def _flow_step(naive: bool, repeats: int, pipe) -> None:
+def _flow_step(naive: bool, repeats: int) -> dict[str, float]:
     """In a process of its own: seconds per step, and peak memory above what features and network take."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -108,17 +109,12 @@ def _flow_step(naive: bool, repeats: int, pipe) -> None:
     assert (step._features(labeled, weak)[1] == UNLABELED).sum() == N // 2
     small = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = median_seconds(lambda: step.observe(labeled, weak, 0.0), repeats)
-    pipe.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - small) / 1024))
+    return {"seconds": seconds, "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - small) / 1024}
 
 
 def flow_step(naive: bool, repeats: int) -> dict[str, float]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_flow_step, args=(naive, repeats, there))
-    process.start()
-    seconds, mib = here.recv()
-    process.join()
-    return {"seconds": seconds, "peak_mib": mib}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_flow_step, naive, repeats).result()
 
 
 # --- the loader ---------------------------------------------------------------------------

@@ -159,10 +159,10 @@ def entropy_maps(images: int = 256, batch: int = 32) -> dict[str, float]:
 # --- the plan alone at the paper's size ---------------------------------------------------
 
 
-def plan_at_paper_size(device: str, repeats: int) -> dict[str, float]:
-    """Seconds of UPC's plan for eight crops of 321 and of 769 pixels."""
+def plan_alone(device: str, repeats: int, sizes: Sequence[int] = (321, 769)) -> dict[str, float]:
+    """Seconds of UPC's plan for eight crops of so many pixels."""
     found = {}
-    for size in (321, 769):
+    for size in sizes:
         label, ones = torch.randint(0, 21, (8, size, size), device=device), torch.ones(8, size, size, device=device)
         image = torch.zeros(8, 3, size, size, device=device)
         own = View(image, Target(label, ones, ones), entropy=torch.rand(8, size, size, device=device), hidden=label)
@@ -189,7 +189,7 @@ def main() -> None:
     result = {
         "device": a.device,
         "masks": {name: masks(base, size, a.device, a.repeats) for name, (base, size) in settings.items()},
-        "plan_of_8_crops_3_rows": plan_at_paper_size(a.device, a.repeats),
+        "plan_of_8_crops_3_rows": plan_alone(a.device, a.repeats),
         "stpp_labels": {
             "digits-tiny": labeling(digits, 32, 256, 32, (low, 1.0, high), a.device),
             "voc-tiny": labeling(voc, 224, 4, 1, SCALES, a.device),

@@ -12,8 +12,8 @@ import toys
 from oracle import Oracle
 from torch import Tensor
 
-from semiseg.methods.wpl import RankWeight, WPLOptions
-from semiseg.recipe import recipe, with_alpha
+from semiseg.methods.wpl import RankWeight, WPLOptions, with_alpha
+from semiseg.recipe import recipe
 from semiseg.runs import Run
 from semiseg.types import View
 from semiseg_book.chapters import wpl as report

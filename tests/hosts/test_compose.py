@@ -6,8 +6,8 @@ import toys
 
 from semiseg.build import build
 from semiseg.methods.upc import UPCOptions
-from semiseg.methods.wpl import WPLOptions
-from semiseg.recipe import recipe, with_alpha
+from semiseg.methods.wpl import WPLOptions, with_alpha
+from semiseg.recipe import recipe
 from semiseg.registry import methods
 from semiseg.types import Batch
 

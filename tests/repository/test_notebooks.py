@@ -1,5 +1,6 @@
 """papermill trains every notebook at the smallest scale, and a wrong parameter stops in the first cells."""
 
+import time
 from pathlib import Path
 
 import nbformat
@@ -10,7 +11,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from semiseg.data.open import parse_split
 from semiseg.notebook import repo_root
-from semiseg.runs import Run
+from semiseg.runs import RECORD, Run
 
 NOTEBOOKS = repo_root() / "notebooks"
 RUNS = {"wpl": "unimatch+wpl", "upc": "mean_teacher+upc", "recipe": "cps"}  # notebooks whose run is not named like them
@@ -21,10 +22,11 @@ METHODS = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb") if "scale" in papermi
 def test_papermill_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEMISEG_REUSE", raising=False)
     out = tmp_path / "out.ipynb"
-    papermill.execute_notebook(
-        NOTEBOOKS / f"{name}.ipynb", out, {"scale": "smoke", "split": 14, "seed": 5}, progress_bar=False
-    )
-    run = Run.read(repo_root() / "runs" / "local" / "digits-smoke" / f"{RUNS.get(name, name)}-{parse_split(14)}-seed5")
+    parameters = {"scale": "smoke", "split": 14, "seed": 5, "overwrite": True}
+    started = time.time()
+    papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", out, parameters, progress_bar=False)
+    made = (repo_root() / "runs" / "local" / "digits-smoke").glob(f"{RUNS.get(name, name)}-{parse_split(14)}-seed5*")
+    run = Run.read(min((f for f in made if (f / RECORD).stat().st_mtime >= started), key=lambda f: len(f.name)))
     assert run.record["recipe"]["split"] == "1_4" and run.record["last"]["step"] == 8
     cells = nbformat.read(out, 4).cells
     assert not any(o.get("name") == "stderr" for c in cells if c.cell_type == "code" for o in c.outputs)
