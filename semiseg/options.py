@@ -28,7 +28,7 @@ def option(
 
     Args:
         meaning: what it is, in a few words.
-        default: its value in the recipe of whoever changes nothing.
+        default: its value before a scale and the method's `settings` have their say.
         symbol, equation: how the paper writes it, and where.
         unit: of a number, as in "pixels".
         later: it was added after records were written: a record leaves it out while it has its default.

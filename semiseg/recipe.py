@@ -173,6 +173,9 @@ class Recipe:
             part, option = _split(name)
             kind = type(self.part(part, name))
             one_of(f"option of {part}", option, [o.name for o in kind.described()])
+            reads = registry.method(self.method).reads
+            if kind is Consistency and option not in reads:
+                raise ValueError(f"{self.method} does not read {name}; of consistency it reads {', '.join(reads)}")
             new.setdefault(part, {})[option] = _fitting(get_type_hints(kind)[option], value)
         return self.having(*(replace(self.part(name), **values) for name, values in new.items()))
 

@@ -21,7 +21,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .models.teacher import Teacher
 
-IGNORE = 255  # the label of a pixel nobody knows; it never leaves the loaders, `Target` turns it into weight 0
+IGNORE = (
+    255  # the label of a pixel nobody knows; in batches and in `Target.at`; in `Target.label` such a pixel has weight 0
+)
 
 
 class Batch(NamedTuple):
@@ -56,11 +58,15 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """Supervision per pixel: three planes that always travel together."""
+    """Supervision per pixel: three planes that always travel together.
+
+    A loss is sum(weight * loss) / divisor; the divisor is made of weights ("kept") or of denominators ("valid"), as
+    `losses.pixel_cross_entropy` says.  A pixel that a threshold rejects has weight 0 and denominator 1.
+    """
 
     label: Tensor  # (B, H, W) long in 0..K-1, or (B, K, H, W) float summing to 1
     weight: Tensor  # (B, H, W) float >= 0, factor of the pixel's loss; 0: not supervised
-    denominator: Tensor  # (B, H, W) float >= 0, what the pixel adds to the divisor; 0: padding or IGNORE
+    denominator: Tensor  # (B, H, W) float >= 0, what it adds to the divisor "valid"; 0: padding or IGNORE
 
     @staticmethod
     def from_labels(y: Tensor) -> Target:
@@ -69,11 +75,11 @@ class Target:
         return Target(torch.where(y != IGNORE, y, 0), known, known)
 
     def times(self, factor: Tensor) -> Target:
-        """Importance (B, H, W): scales the pixel in the sum and in the divisor (WPL, AEL)."""
+        """Importance (B, H, W): scales weight and denominator, and so the pixel in any divisor (WPL, AEL)."""
         return replace(self, weight=self.weight * factor, denominator=self.denominator * factor)
 
     def only(self, keep: Tensor) -> Target:
-        """Filter or factor (B, H, W) of the sum alone; the pixel's place in the divisor stays (thresholds)."""
+        """Filter or factor (B, H, W) of the weight alone; the denominator stays, for the divisor "valid"."""
         return replace(self, weight=self.weight * keep)
 
     def like(self, other: Target) -> Target:
@@ -149,7 +155,7 @@ class Paste:
     erased: Tensor | None = None  # (B', H, W) bool: noise instead, without a label
 
     def __call__(self, own: Tensor, donors: Tensor | None = None) -> Tensor:
-        """(B, H, W) or (B, C, H, W), at image size or coarser -> the same with B' rows."""
+        """(B, H, W) or (B, *, H, W), at image size or coarser -> the same with B' rows."""
         pool = own if donors is None else torch.cat((own, donors))
         index = self.source
         if index.shape[-2:] != pool.shape[-2:]:
@@ -165,7 +171,7 @@ class Paste:
         return Target(label, weight, denominator)
 
     def view(self, own: View, donors: View) -> View:
-        """Everything known about the pixels moves with them; a donor pixel is certain and outside no box."""
+        """All that is known about pixels moves with them; those of donors get entropy 0, lie in every box, hide no label."""
         n = len(donors.image)
 
         def moved(plane: Tensor | None, fill: float) -> Tensor | None:
@@ -198,7 +204,11 @@ class Step(NamedTuple):
 
 
 class PseudoLabeler(Protocol):
-    """Teacher output -> target.  t in [0, 1] is the share of training done."""
+    """The teacher's output of B unlabeled images -> target.
+
+    valid (B, H, W) bool is False on padding, whose weight and denominator are 0; t in [0, 1) is the share of training
+    done.
+    """
 
     def __call__(self, output: Output, valid: Tensor, t: float) -> Target: ...
 
@@ -215,7 +225,7 @@ class PixelWeighter(Protocol):
     What it wants logged it leaves in an attribute `statistics`, as an AuxiliaryLoss.
     """
 
-    in_divisor: bool  # the factors also enter the divisor of the loss
+    in_divisor: bool  # the factors scale denominators too (`Target.times`), not only weights (`Target.only`)
 
     def observe(self, labeled: View, mixed: View) -> None: ...
     def __call__(self, view: View) -> Tensor: ...
@@ -224,8 +234,11 @@ class PixelWeighter(Protocol):
 class FeaturePerturber(Protocol):
     """A step delta in feature space, taken where `tap` says.
 
-    tap="decoder_input": at the concatenated map (B, C, h, w); `onward` is the student's two 3x3 convolutions.
-    tap="features": at the map the classifier reads (B, D, h, w); `onward` is the identity.
+    tap="decoder_input": at z (B, C, h, w); `onward` is the student's `refine`, two blocks of convolution, BatchNorm and
+    dropout in their present mode.  tap="features": at what the classifier reads (B, D, h, w); `onward` is the identity.
+
+    `observe` learns, without gradient for the student, at every step with unlabeled images, also before features are
+    perturbed; it returns statistics as in `Step`.
     """
 
     tap: Literal["decoder_input", "features"]
@@ -286,7 +299,10 @@ class Host(nn.Module, ABC):
         return {"student": self.student, "teacher": self.teacher.model}
 
     def exported_state(self) -> dict[str, Tensor]:
-        """What a finished run keeps, by the names of `state_dict`: the teacher's network, and what parts export."""
+        """What a finished run keeps, by the names of `state_dict`: the teacher's network, and what parts export.
+
+        `training.loop` writes it after the last epoch, or `training.selection` after the one held-out images choose.
+        """
         parts: dict[str, Mapping[str, Any]] = {"teacher.model": self.networks()["teacher"].state_dict()}
         parts |= {name: part.exported_state() for name, part in self.named_children() if isinstance(part, Exporting)}
         named = ((f"{name}.{key}", value) for name, state in parts.items() for key, value in state.items())

@@ -113,7 +113,7 @@ def test_recipes_are_frozen_and_their_hash_is_of_what_matters() -> None:
     with pytest.raises(FrozenInstanceError):
         r.consistency.tau = 3  # type: ignore[misc]
     assert r.sha256 != r.changed("consistency.tau=0.5").sha256
-    assert recipe("cps").sha256 == recipe("cps").changed("consistency.tau=0.5").sha256, "CPS has no threshold"
+    assert recipe("cps").sha256 == recipe("cps").having(Consistency(tau=0.5, decay=0.99)).sha256, "no tau"
     ddfp = recipe("ddfp")
     assert ddfp.sha256 != ddfp.changed("ddfp.eps=1").sha256 and hash(ddfp) == hash(recipe("ddfp"))
     assert differences(ddfp.as_dict(), replace(ddfp, seed=4).as_dict()) == ["seed: 0 != 4"]
@@ -188,6 +188,7 @@ def test_files_hold_everything_and_what_they_leave_out_is_usual() -> None:
     ("", "upc.n=3", "upc.n needs the plug-in upc, which does not take part in ddfp"),
     ("upc", "detector.size=3", "detector.size needs the plug-in wpl, which does not take part in ddfp+upc"),
     ("", "dgcl.tau=3", "unknown part of a recipe 'dgcl'"),
+    ("", "consistency.unlabeled_weight=2", "ddfp does not read consistency.unlabeled_weight; of consistency it"),
     ("", "ddfp.eps=big", "ddfp.eps should be a valid number"),
     ("", "ddfp.learn_means=perhaps", "ddfp.learn_means should be a valid boolean"),
     ("", "ddfp.step=3", "ddfp.step should be 'density', "),

@@ -10,7 +10,7 @@ from .. import __version__
 from . import data, model, runs
 from .methods import methods
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.command()(methods)

@@ -1,4 +1,4 @@
-"""semiseg runs: what was trained, and what is still wanted."""
+"""semiseg runs: what was trained."""
 
 from __future__ import annotations
 

@@ -41,12 +41,15 @@ if TYPE_CHECKING:
 class MeanTeacher(Host):
     """L = L_sup + L_con^im (DDFP Eq. 1 to 4), and + L_con^ft (Eq. 15, 16) where features are perturbed.
 
-    Components (each default is the plain choice): label, weigh, mix, perturb, auxiliary.
-
     Args:
-        student: a segmentation network with trunk, refine and head.
+        student: DeepLabV3+, or what has its trunk, refine, read and head.
+        label: None: the teacher's class where it is sure enough.
+        weigh: None: every pixel counts the same.
+        mix: None: CutMix.
+        perturb: None: no L_con^ft.
+        auxiliary: a further loss; None: none.
         color: mix the color-jittered strong view; False: the weak one, so that pasting is all there is (DGCL).
-        unlabeled_weight: of L_con^im while it stands alone.
+        unlabeled_weight: of L_con^im in steps without L_con^ft; in the others it has the first of `perturbed_weights`.
         perturbed_weights: of (L_con^im, L_con^ft) from `perturb_from` on: (0.5, 0.5) released code, (1, 0.5) Eq. 16.
         divisor: of the unlabeled terms, "kept" (released code) or "valid" (Eq. 4 and 15).
         criterion: of the labeled term; OHEM on Cityscapes.
@@ -88,6 +91,7 @@ class MeanTeacher(Host):
         self.copy_until, self._copying = max(copy_until, unlabeled_from), False
 
     def losses(self, batch: Batch, t: float) -> Step:
+        """The steps that hosts share (`taught`, `pasted`, `weigh_and_mix`) are in `components`."""
         self._copying = t < self.copy_until
         if t < self.unlabeled_from:
             return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
@@ -101,9 +105,13 @@ class MeanTeacher(Host):
 
         # 3. the student reads labeled and mixed images, and the weak ones if the auxiliary loss wants them
         reads_weak = self.auxiliary is not None and self.auxiliary.on == "weak"
-        images = [batch.x, mixed.image] + [batch.u_weak] * reads_weak
-        z, deep = self.student.trunk(torch.cat(images))
-        output, m = self.student.read(z, deep, size), n + len(mixed.image)
+        images, m = [batch.x, mixed.image], n + len(mixed.image)
+        if reads_weak:
+            images.append(batch.u_weak)
+        z, deep = self.student.trunk(
+            torch.cat(images)
+        )  # (m, C, h, w), (m, L, h', w'), and B rows more if it reads weak
+        output = self.student.read(z, deep, size)
         labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n, m))
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
         image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
@@ -141,8 +149,8 @@ class MeanTeacher(Host):
             delta = self.perturb(start, onward, target)
             features = onward(start + delta)
         lengths = {name: v.detach().float().norm(dim=1) for name, v in (("step_norm", delta), ("start_norm", start))}
-        logged = {name: torch.stack((v.sum(), v.new_tensor(v.numel()))) for name, v in lengths.items()}
-        return self.student.head(features, clean.deep, target.weight.shape[-2:]), logged
+        pairs = {name: torch.stack((v.sum(), v.new_tensor(v.numel()))) for name, v in lengths.items()}
+        return self.student.head(features, clean.deep, target.weight.shape[-2:]), pairs
 
     def after_step(self) -> None:
         if self._copying:
@@ -169,12 +177,14 @@ def mean_teacher(recipe: Recipe, classes: int, student: DeepLabV3Plus | None = N
     return MeanTeacher(student or make_student(recipe, classes), **(usual | teacher_options(recipe) | own))
 
 
-ALL = tuple(o.name for o in Consistency.described())
+ALL = tuple(
+    o.name for o in Consistency.described() if o.name != "unlabeled_weight"
+)  # methods have weights of their own
 WITHOUT_TAU = tuple(name for name in ALL if name != "tau")  # for pseudo-labels without a threshold
 
-
+# `registry` finds it; `reads` are the fields of `Consistency` that it uses.
 METHOD = Method(
-    "mean_teacher", title="mean teacher", color="#4c72b0", reads=ALL,
+    "mean_teacher", title="mean teacher", color="#4c72b0", reads=(*ALL, "unlabeled_weight"),
     build=lambda recipe, classes: mean_teacher(recipe, classes, unlabeled_weight=recipe.consistency.unlabeled_weight),
     unlabeled_weights=("consistency.unlabeled_weight",),
     paper="Tarvainen and Valpola, NeurIPS 2017, with CutMix and a threshold", cite="tarvainen2017meanteacher",

@@ -41,15 +41,15 @@ class DDFPOptions(Options):
 
     part = "ddfp"
     eps: float = option(
-        "length of the step at every pixel; 4 at 304 channels, at fewer the same change per channel",
+        "length of the step at every pixel; smaller scales lower it to 4 (C / 304)^0.5, the same change per channel",
         default=4.0,
         symbol="ε",
         equation="Eq. 11",
         ge=0,
     )
     tap: Literal["decoder_input", "features"] = option(
-        "where the step is taken: at the fused map, through the two 3x3 convolutions that lead to the flow's features "
-        "(released code); features: at the flow's own features (paper, read literally)",
+        "where the step is taken: at z, before the two 3x3 convolutions (released code); features: after them, at the "
+        "flow's own features (paper, read literally)",
         default="decoder_input",
     )
     learn_means: bool = option(
@@ -90,7 +90,7 @@ class DensityDescent(nn.Module):
     Args:
         width: D, channels of the features the flow models.
         classes: K, Gaussians of its base distribution.
-        options: the numbers.
+        options: what `recipe[DDFPOptions]` gives.
     """
 
     tap: Literal["decoder_input", "features"]
@@ -102,11 +102,11 @@ class DensityDescent(nn.Module):
         self.optimizer = torch.optim.Adam(self.own_parameters(), options.flow_lr, betas=(0.5, 0.9))
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """The flow's, which `observe` trains."""
+        """The flow's, which `observe` trains (`types.SelfOptimizing`)."""
         return [p for p in self.flow.parameters() if p.requires_grad]
 
     def exported_state(self) -> dict[str, Any]:
-        """The flow."""
+        """The flow without its optimizer (`types.Exporting`)."""
         return {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
 
     def forward(self, start: Tensor, onward: Callable[[Tensor], Tensor], target: Target) -> Tensor:
@@ -119,7 +119,8 @@ class DensityDescent(nn.Module):
 
         Returns:
             (B, C, h, w) without gradient, of length eps at every pixel the objective depends on and 0 elsewhere;
-            all 0 when no pixel is supervised.
+            all 0 when no pixel is supervised.  With the tap "features" these are the supervised pixels, with
+            "decoder_input" nearly all of the batch, which its statistics couple; the loss counts supervised ones alone.
         """
         start = start.detach().requires_grad_()
         with torch.enable_grad():
@@ -132,7 +133,8 @@ class DensityDescent(nn.Module):
         return self.options.eps * F.normalize(g.float(), dim=1, eps=1e-30).to(start.dtype)
 
     def observe(self, labeled: View, weak: View, t: float) -> dict[str, Tensor]:
-        """One step of the flow on the teacher's features (Eq. 9): own component where labeled, mixture elsewhere.
+        """One step of the flow on the teacher's features (Eq. 9): labeled pixels by the Gaussian of their
+        class, unlabeled ones by the mixture.
 
         Unlabeled pixels are not filtered by confidence; padding and ignored labels are left out.
         """
@@ -206,6 +208,7 @@ def build(recipe: Recipe, classes: int) -> MeanTeacher:
         recipe, classes, student, perturbed_weights=o.weights,
         perturb_from=o.perturb_from_epoch / recipe.optimization.epochs,
     )  # fmt: skip
+    # after the host, since VAT asks its teacher
     host.perturb = perturber(recipe, student, host.networks()["teacher"], classes)
     return host
 
@@ -229,7 +232,7 @@ def paper(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """Gavinwxy/DDFP @ 7956c72 as it runs, its accidents included."""
+    """Gavinwxy/DDFP @ 7956c72 as it runs: the defaults, and its accidents, the student as teacher and the divisor."""
     o = base[DDFPOptions]
     own = DDFPOptions(eps=o.eps, flow_hidden=o.flow_hidden)
     return base.having(own, replace(base.consistency, divisor="kept", teacher="self"))
