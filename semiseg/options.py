@@ -111,7 +111,8 @@ def _message(cls: type[Options], error: ValidationError) -> str:
     name = [o.name for o in cls.described()][place] if isinstance(place, int) else place
     if found["type"] == "unexpected_keyword_argument":
         return unknown(f"option of {cls.part}", name, [o.name for o in cls.described()])
-    text = found["msg"].removeprefix("Input ")
+    text = {"missing": "has too few values", "too_short": "should have more values"}.get(found["type"], found["msg"])
+    text = text.removeprefix("Input ")
     return f"{cls.part}.{name} {text[:1].lower() + text[1:]}, got {value!r}"
 
 

@@ -171,7 +171,7 @@ class Paste:
         return Target(label, weight, denominator)
 
     def view(self, own: View, donors: View) -> View:
-        """All that is known about pixels moves with them; those of donors get entropy 0, lie in every box, hide no label."""
+        """What is known of pixels moves with them; those of donors get entropy 0, lie in every box, hide no label."""
         n = len(donors.image)
 
         def moved(plane: Tensor | None, fill: float) -> Tensor | None:

@@ -89,6 +89,8 @@ def test_unknown_names_say_what_is_valid(arguments: tuple, message: str) -> None
         (lambda: DDFPOptions(tap="logits"), "ddfp.tap should be 'decoder_input' or 'features', got 'logits'"),
         (lambda: DDFPOptions(eps=-1), "ddfp.eps should be greater than or equal to 0, got -1"),
         (lambda: replace(DDFPOptions(), noise=-0.1), "ddfp.noise should be greater than or equal to 0, got -0.1"),
+        (lambda: Optimization(resize=(1.0,)), "optimization.resize has too few values, got (1.0,)"),
+        (lambda: DGCLOptions(scales=()), "dgcl.scales should have more values, got ()"),
         (lambda: Evaluation("sliding", 100, 200), "0 < step <= size"),
         (lambda: with_plug_ins(recipe("supervised"), "upc"), "UPC changes unlabeled images, and method 'supervised'"),
         (lambda: recipe("ddfp").having(DGCLOptions()), "ddfp does not read the options of dgcl"),

@@ -50,8 +50,6 @@ class CPSOptions(Options):
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"cps.area must be 0 < low <= high <= 1, got {self.area}")
-        if self.color and not self.mixed:
-            raise ValueError("cps.color needs a mixer: without one, labels are made and learned in one pass")
 
     @staticmethod
     def plain(cityscapes: bool = False) -> CPSOptions:
@@ -145,6 +143,8 @@ class CrossPseudoSupervision(Host):
         decay: float = 0.99,
     ) -> None:
         super().__init__()
+        if options.color and mix is None:
+            raise ValueError("cps.color needs a mixer: without one, labels are made and learned in one pass")
         self.student, self.other = student, same_backbone_other_head(student) if other is None else other
         self.teacher = Teacher(student, decay)
         self.weigh = weigh or UniformWeight()

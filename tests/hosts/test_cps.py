@@ -333,7 +333,7 @@ def test_the_teacher_follows_the_first_network() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CPSOptions(mixed=False, color=True), r"cps\.color needs a mixer"),
+        (lambda: host(mix=None, color=True), r"cps\.color needs a mixer"),
         (lambda: ToggledBoxes(0, USUAL.area), "boxes=0"),
         (lambda: ToggledBoxes(3, (0.5, 0.25)), "0 < low <= high <= 1"),
         (lambda: CPSOptions(label_mode="both"), r"cps\.label_mode should be 'eval' or 'train', got 'both'"),
