@@ -14,7 +14,7 @@
 # any option changed; it fills the cells of the papers' tables. What is still wanted, as commands ready to run:
 #
 # ```sh
-# semiseg runs missing --limit 5
+# python -m semiseg_book missing --limit 5
 # ```
 #
 # A change is written `part.option=value`; several are separated by spaces. `semiseg methods cps` lists the parts and
