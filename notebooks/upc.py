@@ -111,7 +111,7 @@ counts(prepared)
 # :language: python
 # ```
 #
-# ```{literalinclude} ../semiseg/methods/upc.py
+# ```{literalinclude} ../semiseg/methods/pasting.py
 # :pyobject: draw_donors
 # :language: python
 # ```
