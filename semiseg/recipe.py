@@ -21,11 +21,10 @@ import tomlkit
 
 from . import registry
 from .options import SHARED, Consistency, Evaluation, Network, Optimization, Options, one_of
-from .runs import label_of
+from .runs import HEAD, label_of
 from .scales import DATA, SCALES, shared_parts
 
 P = TypeVar("P", bound=Options)
-HEAD = ("method", "data", "split", "scale", "seed")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,9 @@ RECORD, METRICS, WEIGHTS = "run.json", "metrics.csv", "model.safetensors"
 RECIPE = "recipe.toml"  # the complete recipe, as `semiseg train --config` reads it
 DETECTIONS = "detections.safetensors"  # and .json; of runs that asked a detector
 LISTS = ("labeled.txt", "unlabeled.txt", "held_out.txt")
+HEAD = ("method", "data", "split", "scale", "seed")  # of a recipe
 LOCAL = "local"  # runs/local is not committed
+PARTIAL = ".partial"  # how the folder of an unfinished run ends
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,8 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 def label_of(values: Mapping[str, Any]) -> str:
     """`Recipe.label` of the dictionary that `as_dict` wrote, without asking (and importing) what plug-ins there are."""
-    head = ("method", "data", "split", "scale", "seed")
-    shared = {*head, *SHARED, values["method"]}
+    shared = {*HEAD, *SHARED, values["method"]}
     others = [name for name in values if name not in shared and not is_companion(name)]
     return "+".join([values["method"], *sorted(others)])
 
@@ -70,8 +72,10 @@ class Run:
             raise FileNotFoundError(f"no finished run in {folder}: {RECORD} is missing")
         try:
             record = json.loads(path.read_text())
-            record["recipe"]["method"], record["last"]["teacher"]["miou"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            for name in HEAD:
+                record["recipe"][name]
+            float(record["last"]["teacher"]["miou"]), float(record["duration_s"]), record["data"]["classes"]
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a run record: {error!r}") from error
         return Run(Path(folder), record)
 
@@ -115,10 +119,21 @@ class Run:
         return f"{what}: {score}, {r['duration_s'] / 60:.1f} min, {self.folder}"
 
 
-def find_runs(root: Path | str, local: bool = False) -> list[Run]:
-    """All finished runs below a folder, by path; those under `local` only when asked for."""
-    found = (p.parent for p in sorted(Path(root).rglob(RECORD)))
-    return [Run.read(f) for f in found if local or LOCAL not in f.relative_to(root).parts]
+def find_runs(root: Path | str, local: bool = False, skip: Callable[[str], None] = warnings.warn) -> list[Run]:
+    """All finished runs below a folder, by path; those under `local` only when asked for.
+
+    skip: hears of each record that cannot be read; the other runs are found all the same.
+    """
+    runs = []
+    for folder in (path.parent for path in sorted(Path(root).rglob(RECORD))):
+        parts = folder.relative_to(root).parts
+        if any(part.endswith(PARTIAL) for part in parts) or (LOCAL in parts and not local):
+            continue
+        try:
+            runs.append(Run.read(folder))
+        except (ValueError, OSError) as error:
+            skip(f"skipped: {error}")
+    return runs
 
 
 def table(runs: list[Run]) -> pd.DataFrame:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from semiseg.options import Options
+
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
 
 
@@ -20,9 +22,19 @@ def as_text(lines: list[str]) -> list[str]:
     return [line(text) for text in lines]
 
 
+def of_options(kind: type[Options]) -> list[str]:
+    """A section that lists the options of a class: default, symbol, meaning, place in the paper."""
+    rows = ["", "Args:"]
+    for o in kind.described():
+        about = ", ".join(filter(None, (o.symbol, o.equation)))
+        rows.append(f"    {o.name}: {o.meaning}" + (f" ({about})." if about else "."))
+    return rows
+
+
 def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's hook, before napoleon reads the sections."""
-    lines[:] = as_text(lines)
+    listed = of_options(obj) if isinstance(obj, type) and issubclass(obj, Options) and obj is not Options else []
+    lines[:] = as_text([*lines, *listed])
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -24,17 +24,21 @@ def _root() -> Path:
     return here if here.is_dir() and not here.is_relative_to(root) else root / "runs"
 
 
+def _say(text: str) -> None:
+    typer.secho(text, err=True, fg="yellow")
+
+
 @app.command("list")
 def list_runs() -> None:
     """One line per finished run, those of this machine (runs/local) included."""
-    for run in find_runs(_root(), local=True):
+    for run in find_runs(_root(), local=True, skip=_say):
         typer.echo(run.line())
 
 
 @app.command()
 def latest() -> None:
     """One line about the run that finished last."""
-    found = find_runs(_root(), local=True)
+    found = find_runs(_root(), local=True, skip=_say)
     if not found:
         typer.echo(f"no finished run under {_root()}")
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from ..data.dataset import SegmentationData, folders_of
 from ..data.splits import Split
 from ..recipe import Recipe, usual
-from ..runs import DETECTIONS, LISTS, METRICS, RECIPE, RECORD, WEIGHTS, Run
+from ..runs import DETECTIONS, LISTS, METRICS, PARTIAL, RECIPE, RECORD, WEIGHTS, Run
 
 STARTED, LOCK = "started.json", "lock"
 SELECTED = ("selected.safetensors", "selected.json")  # of the best epoch so far
@@ -73,7 +73,7 @@ def check_replaceable(folder: Path, made: Set[str], overwrite: bool, what: str) 
 
 def partial_of(folder: Path) -> Path:
     """Where a run lies until it is finished."""
-    return folder.with_name(folder.name + ".partial")
+    return folder.with_name(folder.name + PARTIAL)
 
 
 def move_into_place(part: Path, folder: Path, made: Set[str] = MADE) -> None:
