@@ -60,7 +60,7 @@ def one_line() -> Iterator[None]:
     """Foreseen errors become `BadInput`."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
         raise BadInput(str(error)) from None
 
 

@@ -36,6 +36,6 @@ def main() -> None:
     """Run a command; a foreseen error is one line and exit status 2, never a traceback."""
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
         typer.secho(f"semiseg: {error}", err=True, fg="red")
         raise SystemExit(2) from error

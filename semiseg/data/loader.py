@@ -102,6 +102,13 @@ class TrainingStream(Dataset[Batch]):
             u_entropy=None if packed.u_entropy is None else packed.u_entropy / one_nat,
         )
 
+    def ids(self, step: int) -> tuple[list[str], list[str]]:
+        """The labeled and the unlabeled images of a step."""
+        labeled = [_key_at(self.split.labeled, self.seed, "labeled", place) for place in self._places(step)]
+        among = self.split.unlabeled or self.split.labeled
+        unlabeled = [_key_at(among, self.seed, "unlabeled", place) for place in self._places(step)]
+        return labeled, unlabeled if self.unlabeled else []
+
     def _places(self, step: int) -> range:
         start = (step * self.world + self.rank) * self.batch
         return range(start, start + self.batch)

@@ -30,6 +30,7 @@ from ..runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_tex
 from ..statistics import EpochMean
 from ..types import Batch, Host, Step
 from .checkpoint import Keep, checkpoints, load_module, load_state, save_checkpoint, write_tensors
+from .health import Health
 from .selection import Selection
 
 
@@ -82,12 +83,15 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     score, scores = _scorer(task, task.data.val), dict[str, ev.Scores]()
     select = Selection(task.folder, _scorer(task, task.held_out)) if task.held_out else None
     bar = tqdm(total=task.steps, initial=start, disable=not (task.progress and writes), file=sys.stdout, mininterval=2)
+    batches = _batches(fabric, task, start)
+    health = Health(batches.stream.ids, fabric.device)
     sums, began = EpochMean(), time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-    for step, batch in enumerate(_batches(fabric, task, start), start):
+    for step, batch in enumerate(batches, start):
         t = step / task.steps
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - t) ** o.power
         result = losses_of(batch, t)
+        health.see(step, result.losses)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(torch.stack(list(result.losses.values())).sum())
         if o.clip_norm is not None:
@@ -101,6 +105,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         if (step + 1) % task.epoch_steps:
             continue
         epoch = (step + 1) // task.epoch_steps
+        health.check_weights(host, epoch)
         row = {"epoch": epoch, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **sums.mean()}
         if writes and (epoch % task.recipe.evaluation.every == 0 or epoch == o.epochs):
             scores = _scores(host, score)

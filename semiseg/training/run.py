@@ -72,6 +72,7 @@ def train(
             that is not to be overwritten, or a folder in which something else could be lost (`check_folder`).
         PermissionError: a folder that cannot be written.
         InterruptedError: paused by `stop_after`.
+        ArithmeticError: a loss or a weight that is not finite (`health.NotFinite`); there is no record then.
     """
     folder = Path(folder)
     check_folder(folder, data, overwrite)
