@@ -135,7 +135,10 @@ def evaluate(
 
 
 def scorer(e: Evaluation, data: SegmentationData, ids: Sequence[str], batch: int = 1) -> Callable[[nn.Module], Scores]:
-    """A protocol on some images of a data set: network -> Scores.  `batch`: neighbors of equal size in one pass."""
+    """A protocol on some images of a data set: network -> Scores.  `batch`: neighbors of equal size in one pass.
+
+    The function raises ValueError where no pixel has a label.
+    """
     black = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
     predict = partial(sliding, size=e.size, step=e.step) if e.protocol == "sliding" else whole
 
@@ -143,7 +146,13 @@ def scorer(e: Evaluation, data: SegmentationData, ids: Sequence[str], batch: int
         for _, images, masks in evaluation_batches(data, ids, batch=batch):
             yield center_crop(images, masks, e.size, black) if e.protocol == "center_crop" else (images, masks)
 
-    return lambda network: evaluate(network, batches(), len(data.classes), predict)
+    def score(network: nn.Module) -> Scores:
+        found = evaluate(network, batches(), len(data.classes), predict)
+        if not any(map(any, found.confusion)):
+            raise ValueError(f"{data.name}: no pixel of the {len(ids)} images to score has a label; there is no score")
+        return found
+
+    return score
 
 
 def batch_of(data: str) -> int:

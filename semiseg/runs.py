@@ -74,7 +74,7 @@ class Run:
             record = json.loads(path.read_text())
             for name in HEAD:
                 record["recipe"][name]
-            float(record["last"]["teacher"]["miou"]), float(record["duration_s"]), record["data"]["classes"]
+            float(record["last"]["teacher"]["miou"]), float(record["duration_s"]), dict(record["data"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a run record: {error!r}") from error
         return Run(Path(folder), record)

@@ -32,6 +32,8 @@ def check(data: SegmentationData, labeled: Sequence[str], *, deep: bool = False)
         sizes = dict(zip(every, pool.map(partial(_size, data, deep), every), strict=True))
         present = list(pool.map(lambda key: _labels(data, key, sizes[key]), needed))
     _some_foreground(data, torch.stack(present[: len(labeled)]).any(0))
+    if not torch.stack(present[len(labeled) :]).any(0)[: len(data.classes)].any():
+        raise ValueError(f"{data.name}: every pixel of the {len(data.val)} validation masks is {IGNORE}, to be ignored")
 
 
 def _size(data: SegmentationData, deep: bool, key: str) -> tuple[int, int]:

@@ -151,7 +151,7 @@ def test_styles_are_of_one_hue_and_distinct() -> None:
 
 def test_what_an_installed_package_adds_is_drawn_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = Method("theirs", title="Theirs", color="#102030", build=registry.method("cps").build)
-    usual = {"seam": "mix", "build": lambda *_: None, "options": UPCOptions, "at_scale": lambda _: ()}
+    usual = {"component": "mix", "build": lambda *_: None, "options": UPCOptions, "at_scale": lambda _: ()}
     added = {n: PlugIn(n, title=n.upper(), shade=s, marker="x", **usual) for n, s in (("dark", 0.5), ("light", -0.5))}
     methods, plug_ins = {**registry.methods(), "theirs": theirs}, {**registry.plug_ins(), **added}
     monkeypatch.setattr(registry, "methods", lambda: methods)

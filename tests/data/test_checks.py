@@ -75,6 +75,13 @@ def test_binary_masks_saved_as_0_and_255() -> None:
     check(data, ("a", "b"))  # the other labeled image knows a class
 
 
+def test_a_validation_set_without_a_labeled_pixel_scores_nothing() -> None:
+    data = Small()
+    data.masks[data.val[0]] = torch.full((4, 4), 255, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="every pixel of the 1 validation masks is 255, to be ignored"):
+        check(data, ("a", "b"))
+
+
 def tree(root: Path) -> None:
     """Labeled a, unlabeled u, validation v, in VOC's layout."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

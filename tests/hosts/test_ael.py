@@ -88,10 +88,10 @@ def test_copy_paste_moves_only_pixels_of_the_drawn_class_with_their_labels() -> 
     assert CopyPaste(bank(0, 0), 0.0, 1)(x, y)[1].equal(y) and y.sum() == 2 * 16 * 16, "inputs stay as they are"
 
 
-def host(on_labeled: bool = True, **seams) -> AEL:
+def host(on_labeled: bool = True, **components) -> AEL:
     torch.manual_seed(0)
     own, made = AELOptions(on_labeled=on_labeled), ConfidenceBank(toys.K)
-    return AEL(toys.student(), own, made, label=ConfidentLabels(0.0), **seams).train()
+    return AEL(toys.student(), own, made, label=ConfidentLabels(0.0), **components).train()
 
 
 def test_consistency_is_weighted_by_squared_confidence_and_sampled_by_the_students_class() -> None:

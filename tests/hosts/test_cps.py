@@ -210,7 +210,7 @@ def test_statistics_are_of_the_labels_the_student_learns() -> None:
     assert found["agreement"].tolist() == [((label[0] == label[1]) & b.u_valid).sum(), b.u_valid.sum()]
 
 
-# --- seams --------------------------------------------------------------------------------
+# --- components -----------------------------------------------------------------------------
 
 
 def test_a_paste_for_both_or_for_each() -> None:

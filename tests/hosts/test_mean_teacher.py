@@ -104,7 +104,7 @@ def test_labeled_and_unlabeled_batches_may_differ_in_size() -> None:
     assert step.losses["unlabeled"] > 0 and step.losses["labeled"] > 0
 
 
-def test_an_unknown_seam_is_an_error() -> None:
+def test_an_unknown_component_is_an_error() -> None:
     with pytest.raises(TypeError, match="detector"):
         host(detector=None)
 

@@ -20,10 +20,10 @@ def batch() -> Batch:
     return one._replace(u_strong=torch.cat((one.u_strong, one.u_strong.flip(1))))
 
 
-def host(own: UniMatchOptions | None = None, **seams) -> UniMatch:
+def host(own: UniMatchOptions | None = None, **components) -> UniMatch:
     torch.manual_seed(0)
     options = own or UniMatchOptions()
-    return UniMatch(toys.student(dropout=0.0), options, label=ConfidentLabels(0.0), **seams).train()
+    return UniMatch(toys.student(dropout=0.0), options, label=ConfidentLabels(0.0), **components).train()
 
 
 def views(b: int = 6, side: int = 64) -> tuple[View, View]:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from toys import Blobs
 
-from semiseg.evaluate import Scores, center_crop, evaluate, sliding, whole
+from semiseg.evaluate import Scores, center_crop, evaluate, scorer, sliding, whole
+from semiseg.options import Evaluation
 from semiseg.types import IGNORE, Output
 
 GOLDEN = torch.load(Path(__file__).parents[1] / "golden" / "unimatch_miou.pt", weights_only=True)
@@ -95,3 +97,18 @@ def test_center_crop_cuts_and_pads_around_the_middle() -> None:
     assert all((cut[0, c][:, [0, 7]] == black[c]).all() for c in range(3))
     same, same_mask = center_crop(image[..., :6, :6], mask[..., :6, :6], 6, black)
     assert torch.equal(same, image[..., :6, :6]) and torch.equal(same_mask, mask[..., :6, :6])
+
+
+def test_images_without_a_labeled_pixel_have_no_score() -> None:
+    class Unknown(Blobs):
+        def mask(self, key: str) -> torch.Tensor:
+            return torch.full_like(super().mask(key), IGNORE)
+
+        def image(self, key: str) -> torch.Tensor:
+            return Blobs().image(key)
+
+    network = torch.nn.Sequential(Position())
+    network.weight = torch.nn.Parameter(torch.zeros(()))
+    data = Unknown()
+    with pytest.raises(ValueError, match="blobs: no pixel of the 4 images to score has a label"):
+        scorer(Evaluation("whole", 32), data, data.val)(network)
