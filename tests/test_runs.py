@@ -9,6 +9,7 @@ from toys import command
 from semiseg.runs import Run, find_runs
 
 ROOT = Path(__file__).parents[1]
+BAD = ({"last": None}, {"data": None}, {"duration_s": "long"})
 GOOD = ROOT / "runs/digits-tiny/ddfp-1_8-seed0/run.json"
 
 
@@ -28,7 +29,7 @@ def test_all_committed_records_are_read() -> None:
 
 @pytest.mark.parametrize("text", [
     "", "{", "[]", "null", '{"recipe": {}}', '{"recipe": {"method": "ddfp"}, "last": {"teacher": {"miou": 0.5}}}',
-    *(json.dumps(json.loads(GOOD.read_text()) | bad) for bad in ({"last": None}, {"data": None}, {"duration_s": "long"})),
+    *(json.dumps(json.loads(GOOD.read_text()) | bad) for bad in BAD),
 ])  # fmt: skip
 def test_a_damaged_record_is_named_and_the_others_are_found(runs: Path, text: str) -> None:
     (runs / "digits-tiny/bad").mkdir()
