@@ -165,7 +165,13 @@ def run(
     made = recipe(method, "digits", "1_8", "tiny", seed)
     made = made if upc is None else made.having(upc)
     scored = {"teacher": {"miou": miou}, "student": {"miou": miou}}
-    record = {"recipe": made.as_dict(), "last": scored, "data": {"sha256": "d"}, "split": {"sha256": lists}}
+    record = {
+        "recipe": made.as_dict(),
+        "last": scored,
+        "data": {"sha256": "d"},
+        "duration_s": 1.0,
+        "split": {"sha256": lists},
+    }
     folder = root / f"{made.label}-{seed}-{len(list(root.iterdir()))}"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(record))

@@ -412,7 +412,7 @@ def test_bad_arguments_are_refused() -> None:
         ({"sampling": "mean"}, "dgcl.sampling should be 'density', 'confidence' or 'random', got 'mean'"),
         ({"sampling": "random"}, "needs memory=False"),
         ({"center": "none"}, "dgcl.center should be 'projections', 'fresh_projections' or 'features', got 'none'"),
-        ({"scales": ()}, "dgcl.scales tuple should have at least 1 item"),
+        ({"scales": ()}, "dgcl.scales should have more values"),
         ({"scales": (8, 0)}, r"dgcl.scales must be >= 1, got \(8, 0\)"),
         ({"weight": -1.0}, "dgcl.weight should be greater than or equal to 0, got -1.0"),
         ({"unlabeled_weight": -1.0}, "dgcl.unlabeled_weight should be greater than or equal to 0, got -1.0"),
@@ -578,5 +578,6 @@ def test_smaller_steps_have_smaller_numbers_of_pixels_and_the_hash_ignores_what_
     tiny = recipe("dgcl")
     d = tiny[DGCLOptions]
     assert (d.anchors, d.keys, d.negatives, d.bank, d.quota, d.scales) == (25, 6, 64, 1240, 124, (8, 16, 32))
-    assert tiny.sha256 == tiny.changed({"consistency.tau": 0.1}).sha256, "DGCL has no tau"
+    tau = replace(tiny.consistency, tau=0.1)
+    assert tiny.sha256 == tiny.having(tau).sha256, "DGCL has no tau"
     assert "dgcl" not in recipe("mean_teacher").as_dict() and "ddfp" not in tiny.as_dict()

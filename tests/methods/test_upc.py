@@ -170,7 +170,7 @@ def test_impossible_grids_are_refused() -> None:
             UPCOptions(n=2, k=k)
     for wrong, message in (
         ({"n": 0}, "upc.n should be greater than or equal to 1, got 0"),
-        ({"k": ()}, "upc.k tuple should have at least 1 item"),
+        ({"k": ()}, "upc.k should have more values"),
         ({"rows": "some"}, "upc.rows should be 'all' or 'sample', got 'some'"),
     ):
         with pytest.raises(ValueError, match=message):
