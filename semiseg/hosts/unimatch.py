@@ -122,8 +122,8 @@ class UniMatch(Host):
         on_u = output.rows(n, n + m).detach()
         y = Target.from_labels(batch.y)
         labeled = View(batch.x, y, output.rows(0, n).detach(), output.rows(0, n))
-        label, doubt = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
-        weak = View(batch.u_weak, label, on_u, entropy=doubt, boxes=batch.u_boxes, hidden=batch.u_hidden)
+        label, uncertainty = self.label(on_u, batch.u_valid, t), entropy(on_u.logits)
+        weak = View(batch.u_weak, label, on_u, entropy=uncertainty, boxes=batch.u_boxes, hidden=batch.u_hidden)
 
         # 2. each strong view with a paste of its own; both through the student together
         strong = [replace(weak, image=image) for image in batch.u_strong]
