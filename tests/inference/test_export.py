@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 from toys import command
 
 from semiseg.data.sets.digits import Digits
@@ -37,6 +39,15 @@ def test_the_card_says_what_the_record_says(run: Run, tmp_path: Path) -> None:
     other = export_model(Run(run.folder, {**run.record, "selected": chosen}), tmp_path / "other")
     text = (other / "README.md").read_text()
     assert "mIoU 12.50 %" in text and "2, chosen on held-out labeled images" in text
+
+
+def test_the_code_on_the_card_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (export_model(run, tmp_path / "model") / "README.md").read_text()
+    Image.new("RGB", (50, 40)).save(tmp_path / "model" / "image.jpg")
+    monkeypatch.chdir(tmp_path / "model")
+    names: dict[str, Tensor] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert names["mask"].shape == (40, 50)
 
 
 def test_a_program_of_torch_export_agrees_for_other_sizes(run: Run, model: Model, tmp_path: Path) -> None:
