@@ -49,8 +49,8 @@ demo: $(VENV)/.book ## train DDFP on the embedded data from its notebook, on the
 
 test: $(VENV)/.dev ## run the tests, then compare every committed notebook with a fresh execution
 	@status=0; \
-	$(PY) -m pytest || status=1; \
-	OMP_NUM_THREADS=1 SEMISEG_REUSE=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto || status=1; \
+	OMP_NUM_THREADS=1 SEMISEG_REUSE=1 $(PY) -m pytest -n auto --dist loadscope --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/ || status=1; \
 	exit $$status
 
 test-lowest test-newest: test-%: ## run the tests with the oldest, or newest, dependencies that pyproject.toml allows
@@ -61,7 +61,7 @@ test-lowest test-newest: test-%: ## run the tests with the oldest, or newest, de
 	  pyproject.toml --extra book --extra dev --extra timm --extra mask2former --output-file $(BUILD)/$*.txt
 	$(BUILD)/$*/bin/python -m pip install --quiet $(PIP_FLAGS) --requirement $(BUILD)/$*.txt
 	$(BUILD)/$*/bin/python -m pip install --quiet --no-deps --editable .
-	OMP_NUM_THREADS=1 $(BUILD)/$*/bin/python -m pytest tests --ignore tests/repository
+	OMP_NUM_THREADS=1 $(BUILD)/$*/bin/python -m pytest -n auto tests --ignore tests/repository
 
 book: $(VENV)/.book ## build the book into _build/html, warnings are errors
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going
