@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from semiseg.build import load_exported
+from semiseg.inference.model import load_exported
 from semiseg.methods.ddfp import DDFPOptions
 from semiseg.methods.flow import MixtureFlow
 from semiseg.notebook import repo_root

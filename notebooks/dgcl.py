@@ -47,7 +47,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from semiseg.build import load_exported
+from semiseg.inference.model import load_exported
 from semiseg.methods.dgcl import DGCLOptions
 from semiseg.notebook import repo_root
 from semiseg.recipe import Recipe

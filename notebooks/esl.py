@@ -47,7 +47,7 @@ overwrite = False  # train again where this very run is finished, instead of rea
 import numpy as np
 import pandas as pd
 
-from semiseg.build import load_exported
+from semiseg.inference.model import load_exported
 from semiseg.methods.esl import ESLOptions
 from semiseg.notebook import repo_root
 from semiseg.recipe import Recipe

@@ -27,11 +27,12 @@
 # smaller, pixel by pixel, from dark (none) to bright.
 
 # %% tags=["hide-input"]
-from semiseg.build import build, load_exported
+from semiseg.build import build
 from semiseg.data.loader import TrainingStream
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
 from semiseg.hosts.u2pl_contrast import U2PLOptions
+from semiseg.inference.model import load_exported
 from semiseg.notebook import repo_root
 from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, find_runs

@@ -44,8 +44,8 @@ overwrite = False  # train again where this very run is finished, instead of rea
 import pandas as pd
 from IPython.display import Markdown, display
 
-from semiseg.build import load_exported
 from semiseg.data.loader import training_batches
+from semiseg.inference.model import load_exported
 from semiseg.methods.upc import UPCOptions
 from semiseg.notebook import repo_root
 from semiseg.recipe import Recipe

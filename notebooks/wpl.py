@@ -65,8 +65,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from semiseg.build import load_exported
 from semiseg.data.boxes import Detections
+from semiseg.inference.model import load_exported
 from semiseg.methods.detector import DetectorOptions, thing_classes
 from semiseg.methods.wpl import WPLOptions, with_alpha
 from semiseg.notebook import one_line, repo_root

@@ -1,13 +1,11 @@
-"""From a recipe to a training scheme: what the `build` of methods has in common, and reading exported weights."""
+"""From a recipe to a training scheme: what the `build` of methods has in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from . import registry
@@ -70,21 +68,3 @@ def build(recipe: Recipe, classes: int) -> Host:
 def without_pretraining(recipe: Recipe) -> Recipe:
     """The recipe with random weights of the encoder, for a network that gets its weights from elsewhere."""
     return replace(recipe, network=replace(recipe.network, weights=None))
-
-
-def load_exported(recipe: Recipe, classes: int, weights: Path) -> Host:
-    """The host of a finished run in evaluation mode: its teacher, and what its parts export.
-
-    The export holds no student, so the student of this host is a copy of the teacher; CPS's second network is random.
-    Raises FileNotFoundError for a missing file, ValueError for weights of another recipe.
-    """
-    if not weights.is_file():
-        raise FileNotFoundError(f"no weights at {weights}; runs keep them as model.safetensors")
-    host = build(without_pretraining(recipe), classes)
-    missing, unexpected = host.load_state_dict(load_file(weights), strict=False)
-    lost = sorted(set(missing) & host.exported_state().keys())
-    if lost or unexpected:
-        raise ValueError(f"{weights} is not of this recipe: missing {lost[:3]}, unknown {unexpected[:3]}")
-    host.student.load_state_dict(host.networks()["teacher"].state_dict())
-    host.eval()
-    return host

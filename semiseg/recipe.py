@@ -59,9 +59,7 @@ class Recipe:
         for name in self.plug_ins:
             if registry.plug_in(name).component == "mix" and not described.unlabeled:
                 title = registry.plug_in(name).title
-                raise ValueError(
-                    f"{title} changes unlabeled images, and method {self.method!r} has none; choose another"
-                )
+                raise ValueError(f"{title} changes unlabeled images, and {self.method} has none; choose another method")
             registry.plug_in(name).check(self)
 
     def _complete(self) -> tuple[Options, ...]:
@@ -184,9 +182,8 @@ class Recipe:
         if name not in here and name in registry.parts():
             for plug_in in registry.plug_ins().values():
                 if name in {cls.part for cls in (plug_in.options, plug_in.companion) if cls}:
-                    raise ValueError(
-                        f"{wanted or name} needs the plug-in {plug_in.name}, which does not take part in {self.label}"
-                    )
+                    missing = f"{plug_in.name}, which does not take part in {self.label}"
+                    raise ValueError(f"{wanted or name} needs the plug-in {missing}")
         one_of("part of a recipe", name, here)
         return here[name]
 
@@ -215,9 +212,6 @@ def _fitting(kind: Any, value: Any) -> Any:
     return value
 
 
-# --- words --------------------------------------------------------------------------------
-
-
 def parse_changes(text: str) -> dict[str, Any]:
     """The changed options of a text such as "ddfp.eps=1.0 upc.k=2,3"; values are Python literals without spaces, or
     bare words.  Raises ValueError for a word that is not part.option=value, and for an option that stands twice."""
@@ -233,13 +227,6 @@ def parse_changes(text: str) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = value
     return found
-
-
-def text_of(changes: Mapping[str, Any]) -> str:
-    """What `parse_changes` reads."""
-    return " ".join(
-        f"{name}={value if isinstance(value, str) else repr(value).replace(' ', '')}" for name, value in changes.items()
-    )
 
 
 def with_plug_ins(base: Recipe, plug_ins: str) -> Recipe:
@@ -332,15 +319,6 @@ def recipe(method: str, data: str = "digits", split: str = "1_8", scale: str = "
     if data == "coco" and scale == "paper":  # papers have settings for PASCAL VOC: what depends on images stays COCO's
         return made.having(base.optimization, base.evaluation)
     return made.having(base.evaluation) if data == "folder" else made
-
-
-def without_idea(made: Recipe) -> Iterator[Recipe]:
-    """Recipes of which this one is a change: each plug-in taken away, or the method without its idea."""
-    for name in made.plug_ins:
-        yield made.without(name)
-    plain = registry.method(made.method).plain
-    if plain is not None and not made.plug_ins:
-        yield recipe(plain, *made.head[1:]) if isinstance(plain, str) else plain(made)
 
 
 def usual(values: Mapping[str, Any]) -> Recipe:

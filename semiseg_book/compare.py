@@ -6,7 +6,7 @@ Every number is rounded before it is drawn, so that a replayed notebook draws th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from semiseg import registry
 from semiseg.data.splits import SPLITS
-from semiseg.recipe import Recipe, usual, without_idea
+from semiseg.recipe import Recipe, recipe, usual
 from semiseg.runs import Run, differences, table
 
 from .style import color, host_of, ordered, symbol, title
@@ -198,6 +198,15 @@ def _over_splits(label: str, means: pd.DataFrame) -> go.Scatter:
 
 
 # --- paired differences -------------------------------------------------------------------
+
+
+def without_idea(made: Recipe) -> Iterator[Recipe]:
+    """Recipes of which this one is a change: each plug-in taken away, or the method without its idea."""
+    for name in made.plug_ins:
+        yield made.without(name)
+    plain = registry.method(made.method).plain
+    if plain is not None and not made.plug_ins:
+        yield recipe(plain, *made.head[1:]) if isinstance(plain, str) else plain(made)
 
 
 def gains(runs: Sequence[Run]) -> pd.DataFrame:

@@ -13,12 +13,19 @@ from typing import Any
 
 from semiseg import registry
 from semiseg.data.splits import SPLITS
-from semiseg.recipe import Recipe, recipe, text_of, with_plug_ins
+from semiseg.recipe import Recipe, recipe, with_plug_ins
 from semiseg.runs import LOCAL, Run
 from semiseg.scales import DATA, SCALES
 
 Change = Any  # a value, or a function of the unchanged recipe for what depends on scale
 SEEDS = (0, 1, 2)
+
+
+def text_of(changes: Mapping[str, Any]) -> str:
+    """What `parse_changes` reads."""
+    return " ".join(
+        f"{name}={value if isinstance(value, str) else repr(value).replace(' ', '')}" for name, value in changes.items()
+    )
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from IPython.display import HTML
 
 from semiseg.checkout import repo_root
 from semiseg.data.splits import SPLITS
-from semiseg.recipe import text_of
 from semiseg.runs import Run, find_runs
 
-from .experiments import Experiment, Records, Setting, shell
+from .experiments import Experiment, Records, Setting, shell, text_of
 from .missing import missing_seeds
 from .paper_cells import (
     ABSENT,

@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from semiseg.build import load_exported
 from semiseg.checkout import repo_root
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import SPLITS, seeded_split
+from semiseg.inference.model import load_exported
 from semiseg.recipe import Recipe
 from semiseg.runs import Run, find_runs, table, write_text
 

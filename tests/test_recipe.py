@@ -20,12 +20,12 @@ from semiseg.recipe import (
     parse_changes,
     reading,
     recipe,
-    text_of,
     to_toml,
     with_plug_ins,
 )
 from semiseg.runs import differences
 from semiseg.scales import DATA
+from semiseg_book.experiments import text_of
 
 
 def test_paper_scale_is_section_4_1() -> None:
@@ -92,7 +92,7 @@ def test_unknown_names_say_what_is_valid(arguments: tuple, message: str) -> None
         (lambda: Optimization(resize=(1.0,)), "optimization.resize has too few values, got (1.0,)"),
         (lambda: DGCLOptions(scales=()), "dgcl.scales should have more values, got ()"),
         (lambda: Evaluation("sliding", 100, 200), "0 < step <= size"),
-        (lambda: with_plug_ins(recipe("supervised"), "upc"), "UPC changes unlabeled images, and method 'supervised'"),
+        (lambda: with_plug_ins(recipe("supervised"), "upc"), "UPC changes unlabeled images, and supervised has none"),
         (lambda: recipe("ddfp").having(DGCLOptions()), "ddfp does not read the options of dgcl"),
         (lambda: recipe("ddfp")[UPCOptions], "ddfp has no options of upc"),
         (lambda: recipe("mask2former").changed("optimization.ohem=True"), "no cross-entropy over pixels"),

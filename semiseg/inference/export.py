@@ -136,7 +136,8 @@ def card(run: Run, config: Mapping[str, Any]) -> str:
             _markdown(("class", "IoU, %"), [*zip(data["classes"], iou, strict=True)]),
             "## Use",
             "```sh\nsemiseg predict . IMAGES --out predictions\n```",
-            "```python\nfrom semiseg.inference.model import load_model\nfrom semiseg.inference.predict import read_image\n\n"
+            "```python\nfrom semiseg.inference.model import load_model\n"
+            "from semiseg.inference.predict import read_image\n\n"
             'mask = load_model(".")(read_image("image.jpg"))  # (H, W) class ids\n```',
             "## Data and license",
             f"{TERMS.get(data['name'], TERMS['folder'])} The weights carry no license of their own: they are bound by "

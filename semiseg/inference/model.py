@@ -14,7 +14,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..build import build, load_exported, without_pretraining
+from ..build import build, without_pretraining
 from ..data.dataset import SegmentationData
 from ..data.sets.digits import Digits
 from ..data.sets.voc import CLASSES as VOC_CLASSES
@@ -24,7 +24,7 @@ from ..data.transforms import Normalize
 from ..evaluate import Scores, batch_of, scorer, sliding
 from ..recipe import Recipe
 from ..runs import RECORD, WEIGHTS, Run
-from ..types import IGNORE
+from ..types import IGNORE, Host
 
 CONFIG = "config.json"  # of an exported model
 WHOLE = 4  # images with no side longer than so many evaluation sizes are taken whole where validation images were
@@ -244,3 +244,21 @@ def score_record(model: Model, data: SegmentationData, part: str, scores: Scores
         "protocol": {"name": e.protocol, "size": e.size, "step": e.step, "ignored": IGNORE},
         **vars(scores),
     }
+
+
+def load_exported(recipe: Recipe, classes: int, weights: Path) -> Host:
+    """The host of a finished run in evaluation mode: its teacher, and what its parts export.
+
+    The export holds no student, so the student of this host is a copy of the teacher; CPS's second network is random.
+    Raises FileNotFoundError for a missing file, ValueError for weights of another recipe.
+    """
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {weights}; runs keep them as model.safetensors")
+    host = build(without_pretraining(recipe), classes)
+    missing, unexpected = host.load_state_dict(load_file(weights), strict=False)
+    lost = sorted(set(missing) & host.exported_state().keys())
+    if lost or unexpected:
+        raise ValueError(f"{weights} is not of this recipe: missing {lost[:3]}, unknown {unexpected[:3]}")
+    host.student.load_state_dict(host.networks()["teacher"].state_dict())
+    host.eval()
+    return host

@@ -18,10 +18,10 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from semiseg.banks import as_pixels
-from semiseg.build import load_exported
 from semiseg.data.boxes import Boxes, Detections, component_boxes, planes
 from semiseg.data.dataset import SegmentationData
 from semiseg.data.transforms import Normalize
+from semiseg.inference.model import load_exported
 from semiseg.methods.detector import DetectorOptions, hits, thing_classes
 from semiseg.methods.wpl import RankWeight, WPLOptions, nearest, signatures
 from semiseg.models.deeplabv3plus import DeepLabV3Plus

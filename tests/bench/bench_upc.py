@@ -20,13 +20,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from semiseg.build import build, load_exported, make_student, without_pretraining
+from semiseg.build import build, make_student, without_pretraining
 from semiseg.checkout import repo_root
 from semiseg.data.loader import training_batches
 from semiseg.data.pseudo_labels import PseudoLabeled, label_images, whole_images
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
 from semiseg.hosts.stpp import SCALES, pseudo_label
+from semiseg.inference.model import load_exported
 from semiseg.methods.upc import PatchCutMix, UPCOptions, patch_sums, top_patches
 from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, environment

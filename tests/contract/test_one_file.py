@@ -31,7 +31,7 @@ def python(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 TRAINED = """
 from toys import command
-from semiseg.recipe import recipe, without_idea
+from semiseg.recipe import recipe
 from semiseg.runs import find_runs
 from semiseg_book import compare, style
 
@@ -57,7 +57,7 @@ assert style.title(label + "+upc") == "entropy-weighted + UPC" and style.color(l
 rows = compare.scores(find_runs("runs"))
 assert label in set(rows.label), rows
 assert any("entropy-weighted" in str(trace) for trace in compare.methods_figure(rows).data)
-(plain,) = without_idea(recipe(label))
+(plain,) = compare.without_idea(recipe(label))
 assert plain.value("entropy_weighted.power") == 0.0 and plain.label == label
 """
 REFUSED = """

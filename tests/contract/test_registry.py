@@ -10,14 +10,16 @@ from safetensors.torch import load_file
 from toys import Blobs
 
 from semiseg import registry
-from semiseg.build import build, load_exported
+from semiseg.build import build
 from semiseg.data.loader import training_batches
 from semiseg.data.splits import seeded_split
+from semiseg.inference.model import load_exported
 from semiseg.options import SHARED
-from semiseg.recipe import Recipe, from_toml, recipe, to_toml, with_plug_ins, without_idea
+from semiseg.recipe import Recipe, from_toml, recipe, to_toml, with_plug_ins
 from semiseg.training.checkpoint import write_tensors
 from semiseg.training.loop import make_optimizer
 from semiseg.types import Host
+from semiseg_book.compare import without_idea
 
 ROOT = Path(__file__).parents[2]
 DATA = Blobs()

@@ -10,10 +10,11 @@ from mixers import Copies, LeftHalf, Thrice, Uncertain
 from safetensors.torch import load_file
 from toys import B, Blobs, K, S, batch, student
 
-from semiseg.build import build, load_exported
+from semiseg.build import build
 from semiseg.components import NoMix, UniformWeight, entropy
 from semiseg.data.splits import seeded_split
 from semiseg.hosts.cps import CPSOptions, CrossPseudoSupervision, ToggledBoxes, same_backbone_other_head
+from semiseg.inference.model import load_exported
 from semiseg.methods.upc import PatchCutMix, UPCOptions
 from semiseg.methods.wpl import WPLOptions
 from semiseg.recipe import reading, recipe

@@ -15,10 +15,11 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from toys import B, Blobs, K, S, batch
 
-from semiseg.build import build, load_exported
+from semiseg.build import build
 from semiseg.components import entropy
 from semiseg.data.splits import seeded_split
 from semiseg.hosts.mask2former import Mask2FormerOptions, build_on_labels, label_by_masks, mask_set
+from semiseg.inference.model import load_exported
 from semiseg.methods.upc import UPCOptions
 from semiseg.methods.wpl import WPLOptions
 from semiseg.models import mask2former as model

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from toys import Blobs
 
-from semiseg.build import load_exported
 from semiseg.data.held_out import held_out_of, hold_out
 from semiseg.data.splits import seeded_split
 from semiseg.evaluate import Scores, scorer
 from semiseg.hosts.supervised import Supervised
+from semiseg.inference.model import load_exported
 from semiseg.options import Evaluation
 from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run, keep

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from toys import Blobs, student
 
-from semiseg.build import load_exported
 from semiseg.data import pseudo_labels
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import Split, seeded_split
 from semiseg.hosts.stpp import STPPOptions
 from semiseg.hosts.supervised import Supervised
+from semiseg.inference.model import load_exported
 from semiseg.recipe import Recipe, recipe
 from semiseg.runs import Run
 from semiseg.training import stages
