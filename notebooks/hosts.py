@@ -306,7 +306,7 @@ fig = figures.sets_of_masks(scene("cps").mixed, digits, range(8))
 # :pyobject: MaskSelfTraining.losses
 # :language: python
 # ```
-# ```{literalinclude} ../semiseg/hosts/mask2former_loss.py
+# ```{literalinclude} ../semiseg/models/mask2former_loss.py
 # :pyobject: MaskLoss.loss_masks
 # :language: python
 # ```

@@ -171,7 +171,7 @@ class MaskSelfTraining(Host):
 
 def build_on_labels(recipe: Recipe, classes: int) -> SupervisedMasks:
     """The scheme of the first training."""
-    from .mask2former_loss import MaskLoss  # needs transformers
+    from ..models.mask2former_loss import MaskLoss  # needs transformers
 
     n, o = recipe.network, recipe[Mask2FormerOptions]
     network = Mask2Former(

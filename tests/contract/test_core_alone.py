@@ -1,6 +1,7 @@
 """The package without the book's extra: what is installed of it, and that it trains, scores and predicts."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -31,23 +32,19 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as a wheel installs it, where nothing of the extra `book` can be imported."""
+    """The package as a wheel installs it, where nothing of its extras can be imported."""
     folder = tmp_path_factory.mktemp("core")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(folder / "site"),
-        str(ROOT),
-    ]
+    source = folder / "source"  # a build beside the checkout would take stale files along
+    shutil.copytree(ROOT / "semiseg", source / "semiseg")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command = [*pip, "--target", str(folder / "site"), str(source)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extra = [Requirement(line).name for line in project["optional-dependencies"]["book"]]
+    extras = project["optional-dependencies"]
+    extra = [Requirement(line).name for name in ("book", "timm", "mask2former") for line in extras[name]]
     names = {MODULES.get(name, name) for name in extra} | {"IPython", "semiseg_book"}
     (folder / "site" / "sitecustomize.py").write_text(REFUSE.format(names=names))
     return folder

@@ -35,7 +35,7 @@ pytest.importorskip("transformers")
 from transformers import Mask2FormerConfig, ResNetConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher, Mask2FormerLoss
 
-from semiseg.hosts.mask2former_loss import MaskLoss, Matcher, planes_of
+from semiseg.models.mask2former_loss import MaskLoss, Matcher, planes_of
 
 Q, P = 6, 64
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..models.mask2former import MaskQueries, transformers
+from ..hosts.mask2former import mask_set
 from ..types import Target
-from .mask2former import mask_set
+from .mask2former import MaskQueries, transformers
 
 transformers()  # says how to install it where it is missing
 from transformers.models.mask2former.modeling_mask2former import (  # noqa: E402
