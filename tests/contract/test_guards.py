@@ -81,8 +81,11 @@ def test_the_first_steps_have_the_losses_they_had(label: str) -> None:
             n, *size = batch.u_hidden.shape
             batch = batch._replace(u_boxes=torch.rand(n, CLASSES, *size, generator=g) > 0.5)
         losses = host.losses(batch, 0.3 + 0.1 * i).losses
-        rel = (1e-4 if i == 0 else 0.03) if torch.__version__.startswith(RECORDED_WITH) else (5e-3 if i == 0 else 0.1)
+        same = torch.__version__.startswith(RECORDED_WITH)
+        rel = (1e-4 if i == 0 else 0.03) if same else 5e-3
         assert {k: v.item() for k, v in losses.items()} == pytest.approx(wanted, rel=rel, abs=1e-5)
+        if not same:
+            break  # thresholds let small differences grow
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         if o.clip_norm is not None:
