@@ -17,6 +17,8 @@ from pydantic.dataclasses import dataclass
 from .models.names import BACKBONES, PREFIX
 
 Divisor = Literal["kept", "valid", "kept_scaled"]  # of `losses.pixel_cross_entropy`
+Precisions = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
 T = TypeVar("T")
 
 
@@ -161,6 +163,11 @@ class Optimization(Options):
     clip_norm: float | None = option(
         "longest gradient of all parameters together; none: any", default=None, later=True, gt=0
     )
+
+    precision: Precisions = option(
+        "of what is inside networks, all else is float32; auto: bf16-mixed on a GPU, else 32-true", default="auto",
+        later=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 0 < self.resize[0] <= self.resize[1]:

@@ -31,6 +31,7 @@ from ..statistics import EpochMean
 from ..types import Batch, Host, Step
 from .checkpoint import Keep, checkpoints, load_module, load_state, save_checkpoint, write_tensors
 from .health import Health
+from .precision import Mixed, channels_last, chosen
 from .selection import Selection
 
 
@@ -78,6 +79,8 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     """
     o, writes = task.recipe.optimization, fabric.global_rank == 0
     host, losses_of, optimizer = _set_up(fabric, task)
+    kind = chosen(o.precision, fabric.device.type)
+    mixed = Mixed(host, kind)
     rates = [group["lr"] for group in optimizer.param_groups]
     rows, start = _resume(fabric, task.folder, host, optimizer)
     score, scores = _scorer(task, task.data.val), dict[str, ev.Scores]()
@@ -108,10 +111,11 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
         health.check_weights(host, epoch)
         row = {"epoch": epoch, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **sums.mean()}
         if writes and (epoch % task.recipe.evaluation.every == 0 or epoch == o.epochs):
-            scores = _scores(host, score)
-            row |= {f"miou_{name}": found.miou for name, found in scores.items()}
-            if select is not None:
-                row |= select(host, rows, scores, epoch)
+            with mixed.off():
+                scores = _scores(host, score)
+                row |= {f"miou_{name}": found.miou for name, found in scores.items()}
+                if select is not None:
+                    row |= select(host, rows, scores, epoch)
         rows.append({**row, "seconds": time.perf_counter() - began})
         sums = EpochMean()
         if writes:
@@ -123,7 +127,9 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
             break
     bar.close()
     if writes and rows[-1]["epoch"] == o.epochs:
-        _finish(dict(task.record), task.folder, host, rows, scores or _scores(host, score), select)
+        with mixed.off():
+            scores = scores or _scores(host, score)
+        _finish(dict(task.record), task.folder, host, rows, scores, select, kind)
     fabric.barrier()
 
 
@@ -148,15 +154,20 @@ def _set_up(fabric: Fabric, task: Fit) -> tuple[Host, Callable[[Batch, float], S
     own = {id(p) for p in host.own_parameters()}
     names = [name for name, p in host.named_parameters() if id(p) in own]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(host, names)
-    wrapped, optimizer = fabric.setup(host, make_optimizer(host, recipe.optimization))
+    channels_last(host, fabric.device)
+    fused = fabric.device.type == "cuda" and recipe.optimization.clip_norm is None
+    wrapped, optimizer = fabric.setup(host, make_optimizer(host, recipe.optimization, fused))
     wrapped.mark_forward_method("losses")
     wrapped.train()
     torch.manual_seed(recipe.seed + 1000 * fabric.global_rank)
     return host, wrapped.losses, optimizer
 
 
-def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
-    """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it."""
+def make_optimizer(host: Host, o: Optimization, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it.
+
+    fused: one kernel for all parameters, on a GPU.
+    """
     own = {id(p) for p in host.own_parameters()}
     backbones = [getattr(module, "backbone", None) for module in host.modules()]
     encoder = {id(p) for backbone in backbones if isinstance(backbone, nn.Module) for p in backbone.parameters()}
@@ -166,8 +177,8 @@ def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
         {"params": [p for p in trained if id(p) not in encoder], "lr": o.lr * o.head_lr_factor},
     ]
     if o.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=o.weight_decay)
+        return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, weight_decay=o.weight_decay, fused=fused)
 
 
 def _resume(
@@ -216,7 +227,7 @@ def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
 
 def _finish(
     record: dict[str, Any], part: Path, host: Host, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
-    select: Selection | None,
+    select: Selection | None, precision: str,
 ) -> None:  # fmt: skip
     """Export the weights of the last epoch, or of the selected one, and complete the record."""
     best = {}
@@ -234,6 +245,6 @@ def _finish(
         "duration_s": round(rows[-1]["seconds"], 1),
         "peak_memory_mib": peak_memory(),
         "parameters": sum(p.numel() for p in host.student.parameters()),
-        "environment": environment(),
+        "environment": environment() | {"precision": precision},
     }
     write_text(part / RECORD, json.dumps(record, indent=1))

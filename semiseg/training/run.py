@@ -25,6 +25,7 @@ from ..data.held_out import HELD_OUT, hold_out
 from ..data.splits import Split, missing_classes, write_lists
 from ..recipe import Recipe, to_toml
 from ..runs import RECIPE, RECORD, Run, differences, write_text
+from . import precision
 from .checkpoint import checkpoints
 from .folder import LOCK, SELECTED, STARTED, check_folder, move_into_place, partial_of
 from .loop import Fit, fit
@@ -91,8 +92,9 @@ def train(
         if not (part / RECORD).is_file():  # else it was done, but not yet moved
             task = _prepared(task, detections)
             strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
-            precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
-            fabric = Fabric(devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+            on = "cuda" if torch.cuda.is_available() else "cpu"
+            plug_in = precision.plug_in(precision.chosen(recipe.optimization.precision, on), on)
+            fabric = Fabric(accelerator=on, devices=devices, strategy=strategy, plugins=plug_in)
             fabric.launch(partial(run, task=task, stop_after=stop_after))
         if not (part / RECORD).is_file():
             raise InterruptedError(f"paused after {stop_after} epochs; call train again to continue {folder}")
