@@ -29,7 +29,7 @@ Factor = float | Tensor  # of one image, or of several: (n, 1, ...)
 
 
 def jitter(images: Tensor, orders: Sequence[Sequence[int]], factors: Sequence[Factors]) -> Tensor:
-    """Brightness, contrast, saturation and hue of (n, 3, H, W) uint8, changed in each image's order of the numbers 0..3.
+    """Brightness, contrast, saturation and hue of (n, 3, H, W) uint8, changed in each image's order of 0 to 3.
 
     Factors of the first three are at least 0 and leave the image as it is at 1; that of the hue is in [-0.5, 0.5],
     turns of the color circle.  The same as torchvision's `adjust_...` one after the other.
@@ -174,7 +174,7 @@ def _turn(xp: Any, rgb: Any, shift: Any, out: Any) -> None:
 
 
 def _hue(xp: Any, rgb: Any, highest: Any, high: Any, divisor: Any) -> Any:
-    """(n, N) in [0, 1).  Sums of products with 0 and 1: NumPy selects by a mask ten times as slowly as it multiplies."""
+    """(n, N) in [0, 1).  Sums of products with 0 and 1: NumPy selects by a mask ten times as slowly."""
     away = high[:, None] - _unit(rgb)
     away /= divisor[:, None]
     r, g, b = away[:, 0], away[:, 1], away[:, 2]

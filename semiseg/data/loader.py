@@ -83,22 +83,20 @@ class TrainingStream(Dataset[Batch]):
 
     def draw(self, step: int, size: Callable[[str], tuple[int, int]]) -> Draws:
         """Everything random about a batch.  size: height and width of an image by its id."""
-        cuts = isinstance(self.data, LabeledFromDisk)
-        places, (labeled, unlabeled) = self._places(step), self.ids(step)
+        labeled, unlabeled = self.ids(step)
         with torch.random.fork_rng(devices=[]):
-            return Draws(
-                [self._drawn("labeled", *each, size, int(self.strong_labels)) for each in zip(places, labeled, strict=False)],
-                [self._drawn("unlabeled", *each, size, self.views, cuts) for each in zip(places, unlabeled, strict=False)],
-            )
+            return Draws(self._drawn("labeled", step, labeled, size), self._drawn("unlabeled", step, unlabeled, size))
 
-    def _drawn(
-        self, tag: str, place: int, key: str, size: Callable[[str], tuple[int, int]], views: int, cuts: bool = False
-    ) -> Drawn:
-        # torch.manual_seed would reseed the GPU as well.
-        torch.default_generator.manual_seed(_number(self.seed, tag, place))
-        at = self.weak.place(*size(key))
-        colors = [self.strong.draw() for _ in range(views)]
-        return Drawn(key, at, colors, self.cutout.draw(views, at.crop, at.crop) if cuts else None)
+    def _drawn(self, tag: str, step: int, ids: Sequence[str], size: Callable[[str], tuple[int, int]]) -> list[Drawn]:
+        views, cuts, drawn = int(self.strong_labels), False, []
+        if tag == "unlabeled":
+            views, cuts = self.views, isinstance(self.data, LabeledFromDisk)
+        for place, key in zip(self._places(step), ids, strict=False):
+            torch.default_generator.manual_seed(_number(self.seed, tag, place))  # torch's own reseeds the GPU as well
+            at = self.weak.place(*size(key))
+            colors = [self.strong.draw() for _ in range(views)]
+            drawn.append(Drawn(key, at, colors, self.cutout.draw(views, at.crop, at.crop) if cuts else None))
+        return drawn
 
     def render(self, draws: Draws, images: Images) -> Batch:
         """The batch that was drawn, in bytes, where the images are."""
@@ -163,6 +161,11 @@ class Batches:
     ) -> None:
         self.stream, self.steps, self.workers, self.send, self.images = stream, steps, workers, send, images
 
+    @property
+    def where(self) -> str | None:
+        """The kind of device that images are kept on, and colors computed; None: they are read and sent."""
+        return None if self.images is None else self.images.device.type
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -170,7 +173,9 @@ class Batches:
         stream, images = self.stream, self.images
         if images is None:
             return (stream.finish(self.send(packed)) for packed in self._made(stream.packed))
-        return (stream.finish(stream.render(draws, images)) for draws in self._made(partial(stream.draw, size=images.size)))
+        return (
+            stream.finish(stream.render(draws, images)) for draws in self._made(partial(stream.draw, size=images.size))
+        )
 
     def _made(self, make: Callable[[int], Any]) -> DataLoader[Any]:
         # The DataLoader must not draw on the global generator, on which the model's dropout depends.

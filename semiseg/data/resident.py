@@ -1,8 +1,8 @@
-"""Images as batches are made of them: read when they are needed, or all of them kept in memory, of the host or a GPU."""
+"""Images that batches are made of: read when they are needed, or all of them kept in memory, of the host or a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -55,7 +55,7 @@ class Images(Protocol):
         ...
 
 
-def load(data: SegmentationData, key: str, labeled: bool = True) -> Loaded:
+def load(data: SegmentationData, key: str, labeled: bool) -> Loaded:
     """Raises ValueError where sizes differ, or where a labeled image has no mask."""
     image, mask = data.image(key), data.mask(key)
     if mask is not None and mask.shape != image.shape[-2:]:
@@ -83,7 +83,9 @@ class OnHost:
 
 def _stacked(images: Mapping[str, Loaded], drawn: Sequence[Drawn]) -> WeakCrop:
     crops = [WeakView.crop_at(each.at, *images[each.key]) for each in drawn]
-    return WeakCrop(*(None if column[0] is None else torch.stack(column) for column in zip(*crops, strict=True)))
+    columns = zip(*crops, strict=True)
+    planes: list[Any] = [None if column[0] is None else torch.stack(column) for column in columns]
+    return WeakCrop(*planes)
 
 
 class OnDevice:
@@ -96,7 +98,7 @@ class OnDevice:
         self, data: SegmentationData, labeled: Sequence[str], unlabeled: Sequence[str], device: torch.device | str
     ) -> None:
         self.device, keys = torch.device(device), list(dict.fromkeys([*labeled, *unlabeled]))
-        self._sizes = dict(zip(keys, _read(partial(size_of, data), keys), strict=True))
+        self._sizes = dict(zip(keys, read_all(partial(size_of, data), keys), strict=True))
         self._start, pixels = dict[str, int](), 0
         for key, (height, width) in self._sizes.items():
             self._start[key] = pixels
@@ -112,7 +114,7 @@ class OnDevice:
         return torch.empty(pixels, channels, dtype=torch.uint8, device=self.device)
 
     def _fill(self, data: SegmentationData, keys: Sequence[str], labeled: bool) -> None:
-        for key, loaded in zip(keys, _read(partial(load, data, labeled=labeled), keys), strict=True):
+        for key, loaded in zip(keys, read_all(partial(load, data, labeled=labeled), keys), strict=True):
             height, width = loaded.size
             here = slice(self._start[key], self._start[key] + height * width)
             self._images[here] = loaded.image.permute(1, 2, 0).reshape(-1, 3).to(self.device)
@@ -156,8 +158,8 @@ def size_of(data: SegmentationData, key: str) -> tuple[int, int]:
     return height, width
 
 
-def _read(read: Callable[[str], Any], keys: Sequence[str]) -> Iterable[Any]:
-    """By several threads, in order, few of them ahead."""
+def read_all(read: Callable[[str], Any], keys: Sequence[str]) -> Iterator[Any]:
+    """What is read of each id, by several threads, in order, few of them ahead."""
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(keys), 8 * _READERS):
             yield from pool.map(read, keys[start : start + 8 * _READERS])
@@ -178,8 +180,8 @@ def resident(
         device: of the training.
         wanted: None: on a GPU where they take less than a quarter of its free memory.
 
-    On the CPU batches are the same to the last bit as those of images that are read.  On a GPU the same is drawn and the
-    same pixels are moved, but colors are computed there: values may differ by rounding (`data.color`).
+    On the CPU batches are the same to the last bit as those of images that are read.  On a GPU the same is drawn, and
+    crops and labels are the same, but colors are computed there: values may differ by rounding (`data.color`).
     """
     keys = list(dict.fromkeys([*labeled, *unlabeled]))
     if wanted is None:
@@ -191,4 +193,4 @@ def resident(
 
 def _bytes(data: SegmentationData, keys: Sequence[str]) -> int:
     planes = 6 if isinstance(data, LabeledFromDisk) else 4
-    return planes * sum(height * width for height, width in _read(partial(size_of, data), keys))
+    return planes * sum(height * width for height, width in read_all(partial(size_of, data), keys))
