@@ -171,6 +171,35 @@ def check_data(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@app.command("pack")
+def pack_data(
+    out: Annotated[Path, typer.Argument(help="File to be made, as voc.safetensors.")],
+    data: Annotated[str, typer.Option(help="Kind of data set, as for notebooks: voc, ...")] = "voc",
+    root: Annotated[str, typer.Option(help="Its folder.")] = "",
+    classes: Annotated[str, typer.Option(help="Comma-separated names of classes, as for notebooks.")] = "",
+    train_list: Annotated[str, typer.Option(help="List of training images.")] = "train_aug",
+    unlabeled: Annotated[str, typer.Option(help="Folder of further unlabeled images.")] = "",
+    longest: Annotated[int, typer.Option(help="Shrink images to so many pixels on the longer side; 0: not.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
+) -> None:
+    """Decode a data set into one file, which takes the place of its folder: --root FILE.
+
+    Records of runs on it are those of runs on the folder; with --longest those of runs with the same --longest.
+    """
+    from ..data.open import open_data, whole_number
+    from ..data.packed import pack
+
+    opened = open_data(data, root, classes, train_list, unlabeled=unlabeled)
+    side = whole_number("longest", longest, 16) if longest else 0
+    made = pack(opened, out, longest=side, overwrite=overwrite, progress=sys.stdout.isatty())
+    shrunk = f", shrunk to {side} pixels" if side else ""
+    typer.echo(
+        f"{out}: {len(made.train)} training and {len(made.val)} validation images{shrunk}, "
+        f"{out.stat().st_size / 1e6:.0f} MB, data {made.sha256[:12]}, content {made.content[:12]}\n"
+        f"use it: semiseg train --data {data} --root {out}"
+    )
+
+
 def _as_listed(data: SegmentationData, labeled: Path, unlabeled: Path | None) -> Split:
     """Lists as they are: ids that are wrong are for the report to find."""
     from ..data.splits import Split, read_list

@@ -20,7 +20,7 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of a recipe, as every run has one; read first")] = None,
     data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "",
-    root: Annotated[str, typer.Option(help="folder of the data set")] = "",
+    root: Annotated[str, typer.Option(help="folder of the data set, or a pack of it")] = "",
     split: Annotated[
         str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2, full; empty: 1_8, of a folder full")
     ] = "",
@@ -36,6 +36,9 @@ def train(
     longest: Annotated[int, typer.Option(help="shrink images to so many pixels on the longer side; 0: not")] = 0,
     workers: Annotated[int, typer.Option(help="data loading processes")] = 0,
     cache: Annotated[float, typer.Option(help="GiB of memory for decoded images, per process")] = 0.0,
+    resident: Annotated[
+        bool | None, typer.Option(help="keep images on the device and augment there; none: where a GPU has the room")
+    ] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on the CPU")] = 1,
     overwrite: Annotated[bool, typer.Option(help="train again where a finished run lies")] = False,
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
@@ -61,8 +64,8 @@ def train(
     folder = out or Path("runs") / LOCAL / run_name(made, images, partition)
     try:
         run = run_recipe(
-            made, images, partition, folder, devices=devices, workers=workers, cache=cache, progress=progress,
-            overwrite=overwrite,
+            made, images, partition, folder, devices=devices, workers=workers, cache=cache, resident=resident,
+            progress=progress, overwrite=overwrite,
         )  # fmt: skip
     except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; the same command continues {folder}", err=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..options import one_of, unknown
 from .dataset import SegmentationData, with_mask
 from .families import partitions, published_split
+from .packed import Pack
 from .sets.camvid import CamVid
 from .sets.cityscapes import Cityscapes
 from .sets.coco import COCO
@@ -70,7 +71,8 @@ def open_data(
     Args:
         data: "digits" (embedded), "voc", "cityscapes", "camvid", "coco" (folders in their official layouts), or
             "folder": your own images and masks (see `data.sets.folder.Folder`).
-        root: folder of the images; for all but "digits".
+        root: folder of the images, for all but "digits"; or a file that `semiseg data pack` made of such a data set, in
+            which classes and lists are as they were then.
         classes: comma-separated names; empty: all.  For "voc" the classes to keep, the others are ignored.  For
             "folder" the names in the order of their ids, or a TOML or JSON file that says what masks hold.
         train_list: list of training images: for "voc" its name below ImageSets/Segmentation, else a file below root;
@@ -79,6 +81,8 @@ def open_data(
         longest: images are made so small that their longer side has at most so many pixels; 0: they stay as they are.
     """
     one_of("data", data, _OPEN)
+    if root and (path := Path(root).expanduser()).is_file():
+        return _open_pack(data, path, classes, train_list, unlabeled, longest)
     if data == "digits":
         if root:
             raise ValueError(f"data='digits' is embedded and has no root, got root={root!r}; did you mean data='voc'?")
@@ -89,6 +93,21 @@ def open_data(
     if unlabeled:
         opened = WithUnlabeled(opened, Path(unlabeled).expanduser())
     return Shrunk(opened, whole_number("longest", longest, 16)) if longest else opened
+
+
+def _open_pack(data: str, path: Path, classes: str, train_list: str, unlabeled: str, longest: int) -> SegmentationData:
+    pack = Pack(path)
+    if pack.name != data:
+        raise ValueError(f"{path} is a pack of data={pack.name!r}, not of {data!r}")
+    asked = {"train_list": _list_of(train_list) or "", "unlabeled": unlabeled}
+    if classes and set(_names(classes) or ()) | {pack.classes[0]} != set(pack.classes):
+        asked["classes"] = classes
+    for name, value in asked.items():
+        if value:
+            raise ValueError(f"{name}={value!r} cannot be asked of a pack; {path} has what it was made with")
+    if pack.longest and longest not in (0, pack.longest):
+        raise ValueError(f"{path} holds images shrunk to {pack.longest} pixels; longest={longest} needs another pack")
+    return Shrunk(pack, whole_number("longest", longest, 16)) if longest and not pack.longest else pack
 
 
 def _open_voc(root: Path, classes: str, train_list: str) -> SegmentationData:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from ..build import build
 from ..data.boxes import Detections
 from ..data.dataset import SegmentationData
 from ..data.loader import Batches, training_batches
+from ..data.resident import resident
 from ..data.splits import Split
 from ..options import Optimization
 from ..recipe import Recipe
@@ -47,6 +49,7 @@ class Fit:
         keep: whose weights are kept on the way.
         objects: detected boxes of every unlabeled image (WPL).
         held_out: labeled images, in no list of the split, that choose the epoch to export; none: the last one is.
+        resident: whether images are kept where it computes (`data.resident`); None: on a GPU where they fit.
     """
 
     recipe: Recipe
@@ -60,6 +63,7 @@ class Fit:
     objects: Detections | None = None
     held_out: tuple[str, ...] = ()
     workers: int = 0
+    resident: bool | None = None
     progress: bool = True
 
     @property
@@ -129,7 +133,8 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     if writes and rows[-1]["epoch"] == o.epochs:
         with mixed.off():
             scores = scores or _scores(host, score)
-        _finish(dict(task.record), task.folder, host, rows, scores, select, kind)
+        how = {"precision": kind, "resident": batches.where}
+        _finish(dict(task.record), task.folder, host, rows, scores, select, how)
     fabric.barrier()
 
 
@@ -139,7 +144,9 @@ def _batches(fabric: Fabric, task: Fit, start: int) -> Batches:
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
         world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
-        objects=task.objects, send=fabric.to_device, **registry.method(task.recipe.method).loading(task.recipe),
+        objects=task.objects, send=fabric.to_device,
+        keep=partial(resident, device=fabric.device, wanted=task.resident),
+        **registry.method(task.recipe.method).loading(task.recipe),
     )  # fmt: skip
 
 
@@ -227,7 +234,7 @@ def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
 
 def _finish(
     record: dict[str, Any], part: Path, host: Host, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
-    select: Selection | None, precision: str,
+    select: Selection | None, how: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Export the weights of the last epoch, or of the selected one, and complete the record."""
     best = {}
@@ -245,6 +252,6 @@ def _finish(
         "duration_s": round(rows[-1]["seconds"], 1),
         "peak_memory_mib": peak_memory(),
         "parameters": sum(p.numel() for p in host.student.parameters()),
-        "environment": environment() | {"precision": precision},
+        "environment": environment() | how,
     }
     write_text(part / RECORD, json.dumps(record, indent=1))

@@ -41,6 +41,7 @@ def train(
     devices: int = 1,
     workers: int = 0,
     cache: float = 0.0,
+    resident: bool | None = None,
     detections: Path | None = None,
     progress: bool = True,
     stop_after: int | None = None,
@@ -59,6 +60,8 @@ def train(
         devices: processes; more than one needs as many GPUs (or trains on CPU processes where there is no GPU).
         workers: data loading processes; the batches do not depend on it.
         cache: GiB of memory in which each process keeps decoded images; it changes nothing but the time.
+        resident: whether images are kept where it computes, a GPU or the CPU, and augmented there; None: on a GPU where
+            they take less than a quarter of its free memory.  On a GPU colors may differ by rounding (`data.resident`).
         detections: file of `find_objects` that several runs share, made where it is absent; None: each makes its own.
             Only read where the recipe asks for a detector (WPL).
         progress: show a bar.
@@ -82,7 +85,7 @@ def train(
     record = _record_of(recipe, data, split)
     part = partial_of(folder)
     task = _task(recipe, data, split, part, record)
-    task = replace(task, workers=workers, progress=progress)
+    task = replace(task, workers=workers, resident=resident, progress=progress)
     run = fit_in_stages if plan(task) else fit
     with _claimed(part):
         check_folder(folder, data, overwrite)  # another process may have finished it meanwhile

@@ -113,6 +113,14 @@ def test_the_teacher_is_the_student_while_it_is_copied_and_the_unlabeled_term_is
         assert torch.equal(host.teacher.model.classify.bias, host.student.classify.bias) == expected_copy
 
 
+def test_changes_are_painted_in_order_on_each_image_by_itself() -> None:
+    images = torch.randint(30, 200, (2, 3, 24, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = RandomIntensity().paint(images, [[("brightness", 0.5), ("posterize", 4)], [("identity", 0.0)]])
+    expected = CHANGES["posterize"].apply(CHANGES["brightness"].apply(images[0], 0.5), 4)
+    assert torch.equal(found[0], expected) and torch.equal(found[1], images[1])
+    assert not torch.equal(found[0], images[0]), "the input stays"
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_change_keeps_shape_and_type_and_only_identity_changes_nothing(name: str) -> None:
     torch.manual_seed(1)
@@ -129,16 +137,12 @@ def test_factors_only_weaken() -> None:
         assert CHANGES["contrast"](x).float().std() < x.float().std()
 
 
-def test_one_to_three_changes_are_drawn_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_to_three_changes_are_drawn_with_replacement() -> None:
     torch.manual_seed(0)
-    calls: list[str] = []
-    for name in list(CHANGES):
-        monkeypatch.setitem(CHANGES, name, lambda x, name=name: (calls.append(name), x)[1])
     numbers = []
     for _ in range(600):
-        calls.clear()
-        RandomIntensity()(torch.zeros(3, 16, 16, dtype=torch.uint8))
-        numbers.append((len(calls), len(set(calls))))
+        names = [name for name, _ in RandomIntensity().draw()]
+        numbers.append((len(names), len(set(names))))
     assert {n for n, _ in numbers} == {1, 2, 3} and any(different < n for n, different in numbers)
     assert sum(n for n, _ in numbers) / 600 == pytest.approx(2.0, abs=0.1)
     with pytest.raises(ValueError, match="at least one change"):

@@ -162,9 +162,10 @@ def test_labels_from_disk_change_no_image_and_labeled_images_stay_plain(on_disk:
 
 
 def test_labeled_images_never_get_the_strong_view(on_disk: PseudoLabeled) -> None:
-    class Black(nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            return torch.zeros_like(image)
+    class Black:
+        def draw(self) -> None: ...
+        def paint(self, images: Tensor, drawn: list[None]) -> Tensor:
+            return torch.zeros_like(images)
 
     plain, black = stream(on_disk)[0], stream(on_disk, strong=Black())[0]
     assert torch.equal(plain.x, black.x) and black.u_strong.std((-2, -1)).max() < 1e-6

@@ -108,6 +108,15 @@ def test_a_resumed_run_is_bit_equal(method: str, tmp_path: Path, finished: Run) 
     assert not (tmp_path / "parts.partial").exists()
 
 
+def test_a_run_on_kept_images_is_the_same_and_says_so(tmp_path: Path, finished: Run) -> None:
+    with pytest.raises(InterruptedError, match="paused after"):
+        go(tmp_path / "kept", smoke(), stop_after=2)
+    kept = go(tmp_path / "kept", smoke(), resident=True, workers=1)
+    pd.testing.assert_frame_equal(finished.metrics.drop(columns="seconds"), kept.metrics.drop(columns="seconds"))
+    assert [each.record["environment"]["resident"] for each in (finished, kept)] == [None, "cpu"]
+    assert "resident" not in kept.record
+
+
 def test_two_seeds_differ_and_one_seed_repeats(tmp_path: Path, finished: Run) -> None:
     again, other = go(tmp_path / "again", smoke()), go(tmp_path / "other", smoke(seed=1))
     curves = [r.metrics.loss_labeled.tolist() for r in (finished, again, other)]
