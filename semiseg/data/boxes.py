@@ -53,9 +53,9 @@ def component_boxes(mask: Tensor, things: Collection[int], min_pixels: int = 1) 
     return Boxes(table[:, :4], table[:, 4].long(), torch.ones(len(table)))
 
 
-def planes(boxes: Boxes, classes: int, size: tuple[int, int]) -> Tensor:
-    """(K, H, W) bool: whether a pixel's center lies in a box of a class."""
-    inside = torch.zeros(classes, *size, dtype=torch.bool)
+def planes(boxes: Boxes, classes: int, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """(K, H, W) bool: whether a pixel's center lies in a box of a class.  The boxes are on the CPU."""
+    inside = torch.zeros(classes, *size, dtype=torch.bool, device=device)
     ends = boxes.edges.round().long()  # a center x + 0.5 is at or right of an edge e where x >= round(e)
     for (left, top, right, bottom), label in zip(ends.clamp(min=0).tolist(), boxes.labels.tolist(), strict=True):
         inside[label, top:bottom, left:right] = True

@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from semiseg.data.boxes import Detections, planes
 from semiseg.data.dataset import LabeledFromDisk, SegmentationData
+from semiseg.data.resident import Drawn, Images, OnHost
 from semiseg.data.splits import Split
-from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, Place, StrongView, WeakCrop, WeakView, hw
+from semiseg.data.transforms import MEAN, SMALLEST, STD, Cutout, Normalize, Strong, StrongView, WeakView
 from semiseg.types import Batch
+
+
+class Draws(NamedTuple):
+    """What is random about a batch, image by image."""
+
+    labeled: list[Drawn]
+    unlabeled: list[Drawn]
 
 
 class TrainingStream(Dataset[Batch]):
@@ -42,7 +50,7 @@ class TrainingStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (0.5, 2.0),
         views: int = 1,
-        strong: Callable[[Tensor], Tensor] | None = None,
+        strong: Strong | None = None,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         rank: int = 0,
@@ -70,24 +78,47 @@ class TrainingStream(Dataset[Batch]):
 
     def packed(self, step: int) -> Batch:
         """The batch as it travels: images and labels in bytes, a quarter of the memory of floats."""
-        labeled = [self._labeled(place) for place in self._places(step)]
-        x, y = default_collate([crop.image for crop in labeled]), default_collate([crop.label for crop in labeled])
-        if not self.unlabeled:
+        images = OnHost(self.data, *self.ids(step))
+        return self.render(self.draw(step, images.size), images)
+
+    def draw(self, step: int, size: Callable[[str], tuple[int, int]]) -> Draws:
+        """Everything random about a batch.  size: height and width of an image by its id."""
+        cuts = isinstance(self.data, LabeledFromDisk)
+        places, (labeled, unlabeled) = self._places(step), self.ids(step)
+        with torch.random.fork_rng(devices=[]):
+            return Draws(
+                [self._drawn("labeled", *each, size, int(self.strong_labels)) for each in zip(places, labeled, strict=False)],
+                [self._drawn("unlabeled", *each, size, self.views, cuts) for each in zip(places, unlabeled, strict=False)],
+            )
+
+    def _drawn(
+        self, tag: str, place: int, key: str, size: Callable[[str], tuple[int, int]], views: int, cuts: bool = False
+    ) -> Drawn:
+        # torch.manual_seed would reseed the GPU as well.
+        torch.default_generator.manual_seed(_number(self.seed, tag, place))
+        at = self.weak.place(*size(key))
+        colors = [self.strong.draw() for _ in range(views)]
+        return Drawn(key, at, colors, self.cutout.draw(views, at.crop, at.crop) if cuts else None)
+
+    def render(self, draws: Draws, images: Images) -> Batch:
+        """The batch that was drawn, in bytes, where the images are."""
+        labeled, unlabeled = draws
+        crop, weak = images.crops(*draws)
+        x, y = crop.image, crop.label
+        if self.strong_labels:
+            x = self.strong.paint(x, [each.colors[0] for each in labeled])
+        if weak is None:
             return Batch(x, y, x[:0], x[None, :0], y[:0].bool(), y[:0])
-        weak, strong, boxes = zip(*(self._unlabeled(place) for place in self._places(step)), strict=True)
-        views = default_collate([view for row in zip(*strong, strict=True) for view in row])
-        given = [(crop.given, crop.entropy) for crop in weak if crop.given is not None and crop.entropy is not None]
+        colors = [each.colors[view] for view in range(self.views) for each in unlabeled]
+        strong = weak.image.expand(self.views, *weak.image.shape)
+        strong = self.strong.paint(strong.flatten(0, 1), colors).view_as(strong)
+        for row, each in enumerate(unlabeled):
+            if each.cut is not None and weak.given is not None:
+                self.cutout.cut_(strong[:, row], weak.given[row], each.cut)
         return Batch(
-            x=x,
-            y=y,
-            u_weak=default_collate([crop.image for crop in weak]),
-            u_strong=views.unflatten(0, (-1, len(weak))),
-            u_valid=default_collate([crop.valid for crop in weak]),
-            u_hidden=default_collate([crop.label for crop in weak]),
-            u_given=default_collate([label for label, _ in given]) if given else None,
-            u_entropy=default_collate([entropy for _, entropy in given]) if given else None,
-            u_boxes=None if self.objects is None else default_collate(list(boxes)),
-        )
+            x, y, weak.image, strong, weak.valid, weak.label, weak.given, weak.entropy,
+            None if self.objects is None else torch.stack([self._planes(each, images) for each in unlabeled]),
+        )  # fmt: skip
 
     def finish(self, packed: Batch) -> Batch:
         """What `packed` made -> the batch, on the device where it is."""
@@ -113,67 +144,52 @@ class TrainingStream(Dataset[Batch]):
         start = (step * self.world + self.rank) * self.batch
         return range(start, start + self.batch)
 
-    def _labeled(self, place: int) -> WeakCrop:
-        key = _key_at(self.split.labeled, self.seed, "labeled", place)
-        image, mask = self._load(key)
-        if mask is None:
-            raise ValueError(f"labeled image {key} of {self.data.name} has no mask")
-        with _seeded(self.seed, "labeled", place):
-            crop: WeakCrop = self.weak(image, mask)
-            return crop._replace(image=self.strong(crop.image)) if self.strong_labels else crop
-
-    def _unlabeled(self, place: int) -> tuple[WeakCrop, list[Tensor], Tensor | None]:
-        """The weak crop, strong views of it (3, crop, crop) each, and boxes as planes (K, crop, crop)."""
-        key = _key_at(self.split.unlabeled or self.split.labeled, self.seed, "unlabeled", place)
-        image, mask = self._load(key)
-        given = self.data.given(key) if isinstance(self.data, LabeledFromDisk) else None
-        with _seeded(self.seed, "unlabeled", place):
-            at = self.weak.place(*image.shape[-2:])
-            crop = self.weak.crop_at(at, image, mask, given)
-            strong = [self.strong(crop.image) for _ in range(self.views)]
-            if crop.given is not None:
-                views, label = self.cutout(torch.stack(strong), crop.given)
-                crop, strong = crop._replace(given=label), list(views)
-            return crop, strong, self._planes(key, at, image)
-
-    def _planes(self, key: str, at: Place, image: Tensor) -> Tensor | None:
-        if self.objects is None:
-            return None
-        boxes = at.boxes(self.objects[key], *image.shape[-2:])
-        return planes(boxes, len(self.data.classes), (at.crop, at.crop))
-
-    def _load(self, key: str) -> tuple[Tensor, Tensor | None]:
-        image, mask = self.data.image(key), self.data.mask(key)
-        if mask is not None and mask.shape != image.shape[-2:]:
-            raise ValueError(f"{self.data.name}: image {key} is {hw(image)} but its mask {hw(mask)} (height x width)")
-        return image, mask
+    def _planes(self, drawn: Drawn, images: Images) -> Tensor:
+        """Boxes of an image as planes (K, crop, crop) of its crop."""
+        assert self.objects is not None
+        at = drawn.at
+        boxes = at.boxes(self.objects[drawn.key], *images.size(drawn.key))
+        return planes(boxes, len(self.data.classes), (at.crop, at.crop), images.device)
 
 
 class Batches:
-    """Batches of some steps in order: packed, where asked by worker processes, sent, and finished where they arrive."""
+    """Batches of some steps in order: packed, where asked by worker processes, sent, and finished where they arrive.
 
-    def __init__(self, stream: TrainingStream, steps: range, workers: int, send: Callable[[Batch], Batch]) -> None:
-        self.stream, self.steps, self.workers, self.send = stream, steps, workers, send
+    Where images are kept (`resident`) workers only draw, and batches are rendered where the images are.
+    """
+
+    def __init__(
+        self, stream: TrainingStream, steps: range, workers: int, send: Callable[[Batch], Batch], images: Images | None
+    ) -> None:
+        self.stream, self.steps, self.workers, self.send, self.images = stream, steps, workers, send, images
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
+        stream, images = self.stream, self.images
+        if images is None:
+            return (stream.finish(self.send(packed)) for packed in self._made(stream.packed))
+        return (stream.finish(stream.render(draws, images)) for draws in self._made(partial(stream.draw, size=images.size)))
+
+    def _made(self, make: Callable[[int], Any]) -> DataLoader[Any]:
         # The DataLoader must not draw on the global generator, on which the model's dropout depends.
-        loader = DataLoader(
-            _Packed(self.stream), batch_size=None, sampler=self.steps, num_workers=self.workers,
+        return DataLoader(
+            _Steps(make), batch_size=None, sampler=self.steps, num_workers=self.workers, collate_fn=_as_it_is,
             generator=torch.Generator(),
         )  # fmt: skip
-        for packed in loader:
-            yield self.stream.finish(self.send(packed))
 
 
-class _Packed(Dataset[Batch]):
-    def __init__(self, stream: TrainingStream) -> None:
-        self.stream = stream
+class _Steps(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.stream.packed(step)
+    def __getitem__(self, step: int) -> Any:
+        return self.make(step)
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
 
 
 def training_batches(
@@ -187,7 +203,7 @@ def training_batches(
     start: int = 0,
     scale: tuple[float, float] = (0.5, 2.0),
     views: int = 1,
-    strong: Callable[[Tensor], Tensor] | None = None,
+    strong: Strong | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     workers: int = 0,
@@ -198,12 +214,14 @@ def training_batches(
     cutout: float = 0.0,
     objects: Detections | None = None,
     send: Callable[[Batch], Batch] = lambda batch: batch,
+    keep: Callable[..., Images | None] = lambda *_: None,
 ) -> Batches:
     """Batches of steps start..steps-1: `batch` labeled and `batch` unlabeled images, on each of `world` ranks.
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
     image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
     strong_labels, unlabeled, cutout, objects: see TrainingStream.  send: puts a batch on its device, in bytes.
+    keep: data, labeled ids and unlabeled ids -> those images on that device (`resident`), or None: they are sent.
     Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
@@ -211,7 +229,8 @@ def training_batches(
     augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std)
     images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled, cutout=cutout, objects=objects)
     stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
-    return Batches(stream, range(start, steps), workers, send)
+    kept = keep(data, split.labeled, (split.unlabeled or split.labeled) if unlabeled else ())
+    return Batches(stream, range(start, steps), workers, send, kept)
 
 
 def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
@@ -223,14 +242,6 @@ def _key_at(ids: Sequence[str], seed: int, tag: str, place: int) -> str:
 def _permutation(n: int, seed: int, tag: str, lap: int) -> list[int]:
     generator = torch.Generator().manual_seed(_number(seed, f"{tag} pass", lap))
     return torch.randperm(n, generator=generator).tolist()
-
-
-@contextmanager
-def _seeded(seed: int, tag: str, place: int) -> Iterator[None]:
-    """Reproducible torch.rand inside, global state untouched; torch.manual_seed would reseed the GPU as well."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_number(seed, tag, place))
-        yield
 
 
 def _number(seed: int, tag: str, place: int) -> int:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from semiseg.data.boxes import Boxes
-from semiseg.data.color import as_bytes, gaussian_blur, gray, jitter
+from semiseg.data.color import Factors, as_bytes, gaussian_blur, gray, groups, jitter, together
 from semiseg.types import IGNORE
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
     def image(self, image: Tensor) -> Tensor:
         """(C, H, W) uint8 -> (C, crop, crop) by bilinear interpolation with antialiasing, 0 on padding."""
-        resized = F.resize(image, [self.height, self.width], InterpolationMode.BILINEAR, antialias=True)
+        resized = F.resize_image(image, [self.height, self.width], InterpolationMode.BILINEAR, antialias=True)
         bottom, right = self.top + self.crop, self.left + self.crop
         return self._framed(resized[:, self.top : bottom, self.left : right], 0)
 
@@ -132,28 +132,73 @@ class WeakView:
         return Place(height, width, top, left, self.crop, self.mirror and bool(torch.rand(1) < 0.5))
 
 
+class Colors(NamedTuple):
+    """What a strong view does to one image."""
+
+    order: tuple[int, ...]  # of brightness 0, contrast 1, saturation 2 and hue 3; empty: no jitter
+    factors: Factors
+    gray: bool
+    sigma: float  # of the blur, pixels; 0: none
+
+
+class Strong(Protocol):
+    """A change of colors: what is random is drawn first, and is small; then it is done, on any device."""
+
+    def draw(self) -> Any:
+        """For one image, from torch's global CPU generator."""
+        ...
+
+    def paint(self, images: Tensor, drawn: Sequence[Any]) -> Tensor:
+        """(n, 3, H, W) uint8 and what was drawn for each -> the same in other colors."""
+        ...
+
+
 class StrongView:
     """Color only, on top of a weak view: jitter (p 0.8), grayscale (p 0.2), Gaussian blur of sigma 0.1 to 2 (p 0.5).
 
-    (3, H, W) uint8 -> the same.  No side may be shorter than SMALLEST pixels.
+    No side may be shorter than SMALLEST pixels.
     """
 
-    def __init__(self) -> None:
-        self.jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25)
-
     def __call__(self, image: Tensor) -> Tensor:
-        if torch.rand(1) < 0.8:
-            drawn = self.jitter.make_params([])
-            brightness, contrast, saturation, hue = (drawn[f"{what}_factor"] for what in _JITTERED)
-            image = jitter(image, drawn["fn_idx"].tolist(), (brightness, contrast, saturation, hue))
-        if torch.rand(1) < 0.2:
-            image = as_bytes(gray(image.float())).expand(3, -1, -1)
-        if torch.rand(1) < 0.5:
-            image = gaussian_blur(image, _BLUR, torch.empty(1).uniform_(0.1, 2.0).item())
-        return image
+        """(3, H, W) uint8 -> the same, drawn and painted."""
+        return self.paint(image[None], [self.draw()])[0]
+
+    def draw(self) -> Colors:
+        order: tuple[int, ...] = ()
+        factors = (1.0, 1.0, 1.0, 0.0)
+        if torch.rand(1).item() < 0.8:
+            order = tuple(torch.randperm(4).tolist())
+            factors = (uniform(0.5, 1.5), uniform(0.5, 1.5), uniform(0.5, 1.5), uniform(-0.25, 0.25))
+        grayed = torch.rand(1).item() < 0.2
+        return Colors(order, factors, grayed, uniform(0.1, 2.0) if torch.rand(1).item() < 0.5 else 0.0)
+
+    def paint(self, images: Tensor, drawn: Sequence[Colors]) -> Tensor:
+        out = images.clone()
+        for part, some in groups(out, range(len(drawn))):
+            _paint_(part, [drawn[i] for i in some])
+        return out
 
 
-_JITTERED = ("brightness", "contrast", "saturation", "hue")
+def _paint_(images: Tensor, drawn: Sequence[Colors]) -> None:
+    jittered, grayed, blurred = ([i for i, each in enumerate(drawn) if each[k]] for k in (0, 2, 3))
+    for part, some in together(images, jittered):
+        part.copy_(jitter(part, [drawn[i].order for i in some], [drawn[i].factors for i in some]))
+    for part, _ in together(images, grayed):
+        part.copy_(as_bytes(gray(part.float())).expand_as(part))
+    for part, some in together(images, blurred):
+        part.copy_(gaussian_blur(part, _BLUR, [drawn[i].sigma for i in some]))
+
+
+def uniform(low: float, high: float) -> float:
+    return torch.empty(1).uniform_(low, high).item()
+
+
+class Cut(NamedTuple):
+    """A rectangle that loses its label, and what is put there."""
+
+    rows: slice
+    columns: slice
+    noise: Tensor  # (V, 3, h, w) uint8
 
 
 class Cutout:
@@ -176,13 +221,26 @@ class Cutout:
 
     def __call__(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Views (V, 3, H, W) uint8 of one image and its label (H, W) -> copies without the same rectangle."""
-        if torch.rand(()) >= self.p:
+        cut = self.draw(len(images), *label.shape)
+        if cut is None:
             return images, label
-        rows, columns = self._rectangle(*label.shape)
         images, label = images.clone(), label.clone()
-        images[..., rows, columns] = torch.randint(256, images[..., rows, columns].shape, dtype=torch.uint8)
-        label[rows, columns] = IGNORE
+        self.cut_(images, label, cut)
         return images, label
+
+    def draw(self, views: int, height: int, width: int) -> Cut | None:
+        """For so many views of an image of that size; None: it stays whole."""
+        if torch.rand(()) >= self.p:
+            return None
+        rows, columns = self._rectangle(height, width)
+        size = (views, 3, rows.stop - rows.start, columns.stop - columns.start)
+        return Cut(rows, columns, torch.randint(256, size, dtype=torch.uint8))
+
+    @staticmethod
+    def cut_(images: Tensor, label: Tensor, cut: Cut) -> None:
+        """Cut out of views (V, 3, H, W) and their label (H, W), in place."""
+        images[..., cut.rows, cut.columns] = cut.noise.to(images.device, non_blocking=True)
+        label[cut.rows, cut.columns] = IGNORE
 
     def _rectangle(self, height: int, width: int) -> tuple[slice, slice]:
         while True:
