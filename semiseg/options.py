@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from .models.names import BACKBONES, PREFIX
 
-Divisor = Literal["kept", "valid", "kept_scaled"]  # of `losses.pixel_cross_entropy`
+Divisor = Literal["kept", "valid", "kept_scaled", "kept_scaled_known"]  # of `losses.pixel_cross_entropy`
 T = TypeVar("T")
 
 
@@ -161,10 +161,33 @@ class Optimization(Options):
     clip_norm: float | None = option(
         "longest gradient of all parameters together; none: any", default=None, later=True, gt=0
     )
+    decay_norms: bool = option(
+        "False: biases, and scales and shifts of normalizations, do not decay", default=True, later=True
+    )
+    resize_base: int | None = option(
+        "long side that the random scale is of; none: the image's own", default=None, unit="pixels", later=True, gt=0
+    )
+    resize_law: Literal["uniform", "halves"] = option(
+        "uniform: in the bounds of the random scale; halves: below 1 as often as above, uniform in each half",
+        default="uniform", later=True,
+    )  # fmt: skip
+    scales: tuple[float, ...] | None = option(
+        "random scales, each as likely; none: any in the bounds of resize", default=None, later=True, min_length=1
+    )
+    padding: Literal["corner", "center"] = option(
+        "of images smaller than the crop: to the right and bottom, or around them", default="corner", later=True
+    )
+    padding_color: Literal["black", "mean"] = option(
+        "of padding; mean: ImageNet's mean color, as a byte", default="black", later=True
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"optimization.resize must be 0 < low <= high, got {self.resize}")
+        if self.scales and min(self.scales) <= 0:
+            raise ValueError(f"optimization.scales must be positive factors, got {self.scales}")
+        if self.resize_law == "halves" and not self.resize[0] <= 1 <= self.resize[1]:
+            raise ValueError(f"optimization.resize_law=halves needs bounds of resize around 1, got {self.resize}")
 
 
 @options
@@ -177,7 +200,8 @@ class Consistency(Options):
     cutmix_p: float = option("probability that a batch is mixed", default=0.5, ge=0, le=1)
     cutmix_area: float = option("share of the image that the pasted box covers", default=0.5, gt=0, le=1)
     divisor: Divisor = option(
-        "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code)",
+        "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code); "
+        "kept_scaled_known: the same of pixels that are not padding",
         default="kept",
     )
     teacher: Literal["ema", "self", "ema_train"] = option(
@@ -187,6 +211,13 @@ class Consistency(Options):
     )
     unlabeled_from_epoch: int = option("first epoch with unlabeled images", default=1, unit="epochs", ge=0)
     unlabeled_weight: float = option("of the unlabeled loss", default=1.0, later=True, ge=0)
+    cutmix_sides: Literal["log", "width"] = option(
+        "log: height and width share the area on a log scale; width: the width is a uniform integer (DDFP's code)",
+        default="log", later=True,
+    )  # fmt: skip
+    box_sides: Literal["round", "int"] = option(
+        "sides of the boxes of UniMatch and ST++: rounded, or rounded down (released code)", default="round", later=True
+    )
 
 
 @options
@@ -199,6 +230,10 @@ class Evaluation(Options):
     )
     size: int = option("side of the center or of the window", default=513, unit="pixels", gt=0)
     step: int = option("distance of two windows", default=0, unit="pixels", ge=0)
+    border: Literal["inside", "cut"] = option(
+        "the last window of a row or column: moved back inside the image, or cut at its border",
+        default="inside", later=True,
+    )  # fmt: skip
     every: int = option("epochs between two scores; the last one is always scored", default=1, unit="epochs", gt=0)
     held_out: float = option(
         "share of the labeled images, not learned from, that chooses the epoch to export",

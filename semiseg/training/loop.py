@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from ..data.boxes import Detections
 from ..data.dataset import SegmentationData
 from ..data.loader import Batches, training_batches
 from ..data.splits import Split
+from ..data.transforms import MEAN_COLOR, WeakView
 from ..options import Optimization
 from ..recipe import Recipe
 from ..runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_text
@@ -132,8 +134,16 @@ def _batches(fabric: Fabric, task: Fit, start: int) -> Batches:
     return training_batches(
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
-        world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
+        world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled, weak=weak_view(o),
         objects=task.objects, send=fabric.to_device, **registry.method(task.recipe.method).loading(task.recipe),
+    )  # fmt: skip
+
+
+def weak_view(o: Optimization) -> Callable[..., WeakView]:
+    """The geometry that a recipe asks for, but for crop and bounds of the scale."""
+    color = MEAN_COLOR if o.padding_color == "mean" else (0, 0, 0)
+    return partial(
+        WeakView, base=o.resize_base, law=o.resize_law, scales=o.scales, padding=o.padding, color=color
     )  # fmt: skip
 
 
@@ -156,7 +166,10 @@ def _set_up(fabric: Fabric, task: Fit) -> tuple[Host, Callable[[Batch, float], S
 
 
 def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
-    """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it."""
+    """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it.
+
+    Where `decay_norms` is off, parameters of one dimension (biases, scales and shifts) form two further groups.
+    """
     own = {id(p) for p in host.own_parameters()}
     backbones = [getattr(module, "backbone", None) for module in host.modules()]
     encoder = {id(p) for backbone in backbones if isinstance(backbone, nn.Module) for p in backbone.parameters()}
@@ -165,6 +178,10 @@ def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
         {"params": [p for p in trained if id(p) in encoder], "lr": o.lr},
         {"params": [p for p in trained if id(p) not in encoder], "lr": o.lr * o.head_lr_factor},
     ]
+    if not o.decay_norms:
+        groups += [{**group, "params": [p for p in group["params"] if p.dim() < 2], "weight_decay": 0.0} for group in groups]
+        for group in groups[:2]:
+            group["params"] = [p for p in group["params"] if p.dim() > 1]
     if o.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=o.weight_decay)
