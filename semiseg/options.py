@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, d
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .models.names import BACKBONES, PREFIX
+from .models.names import BACKBONES, PREFIX, Stem, check_encoder
 
 Divisor = Literal["kept", "valid", "kept_scaled", "kept_scaled_known"]  # of `losses.pixel_cross_entropy`
 T = TypeVar("T")
@@ -123,11 +123,24 @@ class Network(Options):
     part = "network"
     backbone: str = option(f"encoder, one of {', '.join(BACKBONES)}, or {PREFIX}NAME", default="resnet101")
     output_stride: Literal[8, 16] = option("size of the image over size of the encoder's last map", default=16)
-    weights: str | None = option('"imagenet", a file, or none', default="imagenet")
+    weights: str | None = option(
+        '"imagenet", "imagenet_v1" (torchvision\'s first ones), a file, or none', default="imagenet"
+    )
     width: int = option("channels of the decoder", default=256, gt=0)
     low_width: int = option("channels of the low-level map in the decoder", default=48, gt=0)
     rates: tuple[int, ...] = option("dilations of the pyramid", default=(6, 12, 18))
     dropout: float = option("share of channels dropped before the classifier", default=0.1, ge=0, lt=1)
+    stem: Stem = option("of a ResNet: one 7x7 convolution, or deep: three of 3x3", default="resnet", later=True)
+    multi_grid: tuple[int, ...] = option(
+        "factors of the dilation in each block of a ResNet's last stage", default=(1, 1, 1), later=True
+    )
+    projection: Literal[1, 3] = option("kernel of the convolution after the pyramid", default=3, later=True)
+    pyramid_dropout: float | None = option(
+        "share of channels dropped after that convolution; none: as dropout", default=None, later=True, ge=0, lt=1
+    )
+    auxiliary: float = option(
+        "weight of a second classifier on a ResNet's last stage but one; 0: none", default=0.0, later=True, ge=0
+    )
 
     def __post_init__(self) -> None:
         if self.backbone.startswith(PREFIX):
@@ -136,6 +149,7 @@ class Network(Options):
             check_name(self.backbone)
         else:
             one_of("backbone", self.backbone, (*BACKBONES, f"{PREFIX}NAME"))
+        check_encoder(self.backbone, self.stem, self.multi_grid, self.auxiliary)
 
 
 @options
