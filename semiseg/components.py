@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -148,6 +148,9 @@ class CutMix:
         return max(1, round(h * share)), max(1, round(w * self.area / share))
 
 
+WHOLE: Mapping[str, Callable[[float], int]] = {"round": round, "int": int}  # pixels of a side
+
+
 def random_box(
     height: int, width: int, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3),
     whole: Callable[[float], int] = round,
@@ -165,6 +168,16 @@ def random_box(
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
         if y + h <= height and x + w <= width:
             return slice(y, y + h), slice(x, x + w)
+
+
+@torch.no_grad()
+def read_as(network: nn.Module, images: Tensor, mode: Literal["eval", "train"]) -> Output:
+    """What a network says about images in a mode, which it then leaves; one in evaluation mode stays there."""
+    was_training = network.training
+    network.train(was_training and mode == "train")
+    output = network(images)
+    network.train(was_training)
+    return output
 
 
 def taught(teacher: nn.Module, label: PseudoLabeler, batch: Batch, t: float) -> tuple[View, View]:
