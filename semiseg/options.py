@@ -169,6 +169,10 @@ class Optimization(Options):
     weight_decay: float = option("of all parameters", default=1e-4, ge=0)
     power: float = option("of the decay of the rate", default=0.9, ge=0)
     ohem: bool = option("the labeled loss over hard pixels only", default=False)
+    ohem_share: float | None = option(
+        "share of a step's labeled images that counts as hard at least; none: 100,000 pixels",
+        default=None, later=True, gt=0, le=1,
+    )  # fmt: skip
     strong_labels: bool = option(
         "colors of the strong view on labeled images too: the control for augmentation alone", default=False
     )

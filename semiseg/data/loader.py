@@ -92,12 +92,16 @@ class TrainingStream(Dataset[Batch]):
         tags = ["unlabeled", *(f"unlabeled {crop}" for crop in range(2, self.crops + 1))]
         with torch.random.fork_rng(devices=[]):
             return Draws(
-                [self._drawn("labeled", *each, size, int(self.strong_labels)) for each in zip(places, labeled, strict=False)],
+                [
+                    self._drawn("labeled", *each, size, int(self.strong_labels))
+                    for each in zip(places, labeled, strict=False)
+                ],
                 [
                     self._drawn(tag, *each, size, self.views, cuts)
-                    for tag in tags for each in zip(places, unlabeled, strict=False)
+                    for tag in tags
+                    for each in zip(places, unlabeled, strict=False)
                 ],
-            )  # fmt: skip
+            )
 
     def _drawn(
         self, tag: str, place: int, key: str, size: Callable[[str], tuple[int, int]], views: int, cuts: bool = False
@@ -230,7 +234,8 @@ def training_batches(
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
     image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
-    strong_labels, unlabeled, cutout, objects, weak, crops: see TrainingStream.  send: puts a batch on its device, in bytes.
+    strong_labels, unlabeled, cutout, objects, weak, crops: see TrainingStream.
+    send: puts a batch on its device, in bytes.
     keep: data, labeled ids and unlabeled ids -> those images on that device (`resident`), or None: they are sent.
     Iterating leaves torch's global random state as it was.
     """

@@ -118,7 +118,7 @@ def settings(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """Britefury/cutmix-semisup-seg @ af6183a, DeepLabV3+ on PASCAL VOC: other colors, and a teacher in training mode."""
+    """Britefury/cutmix-semisup-seg @ af6183a, on PASCAL VOC with DeepLabV3+: other colors, a teacher in training mode."""
     base = base.having(replace(base[CutMixSegOptions], color=True), replace(base.consistency, teacher="ema_train"))
     if base.scale != "paper" or base.data != "voc":
         return base
@@ -137,5 +137,6 @@ def official(base: Recipe) -> Recipe:
 METHOD = Method(
     "cutmix_seg", title="CutMix-Seg", color="#dd8452", options=CutMixSegOptions, build=build,
     reads=("decay", "teacher", "cutmix_p", "cutmix_area", "cutmix_sides"), settings=settings,
-    readings={"official": official}, paper="French et al., BMVC 2020", cite="french2020cutmixseg", year=2020, chapter="notebooks/hosts",
+    readings={"official": official},
+    paper="French et al., BMVC 2020", cite="french2020cutmixseg", year=2020, chapter="notebooks/hosts",
 )  # fmt: skip

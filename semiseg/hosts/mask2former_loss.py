@@ -107,7 +107,8 @@ class MaskLoss(Mask2FormerLoss):
     def losses(self, queries: MaskQueries, target: Target) -> dict[str, Tensor]:
         """The three terms, weighted and summed over layers: scalars "class", "mask", "dice".
 
-        Mask terms are divided by the number of masks in the batch, the mean of it over processes.  The target has hard labels.
+        Mask terms are divided by the number of masks in the batch, the mean of it over processes.
+        The target has hard labels.
         """
         planes, labels = planes_of(target)
         each = [(m.float(), c.float()) for m, c in zip(queries.masks, queries.classes, strict=True)]

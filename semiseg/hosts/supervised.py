@@ -51,10 +51,12 @@ def build(recipe: Recipe, classes: int) -> Supervised:
     return Supervised(make_student(recipe, classes), criterion=criterion(recipe), decay=recipe.consistency.decay)
 
 
-def of_unimatch(base: Recipe, batch: int) -> Recipe:
+def of_unimatch(base: Recipe, batch: int, ohem_share: float) -> Recipe:
     """What both trainings of LiheYoung/UniMatch @ 0324f3dd have in common at paper scale.
 
     On COCO the encoder stays, since theirs is an Xception.
+
+    ohem_share: what 200,000 pixels are of the labeled images of one of 4 GPUs.
     """
     if base.scale != "paper" or base.data not in IMAGES:
         return base
@@ -65,6 +67,7 @@ def of_unimatch(base: Recipe, batch: int) -> Recipe:
     optimization = replace(
         base.optimization, batch=batch, crop={"voc": 321, "cityscapes": 801, "coco": 513}[base.data],
         epochs={"voc": 80, "cityscapes": 240, "coco": 30}[base.data], epoch_steps=None, ohem=city,
+        ohem_share=ohem_share if city else None,
         lr={"voc": 1e-3, "cityscapes": 5e-3, "coco": 4e-3}[base.data], head_lr_factor=1.0 if city else 10.0,
     )  # fmt: skip
     whole = replace(base.evaluation, protocol="whole", every=1)
@@ -78,7 +81,7 @@ def official(base: Recipe) -> Recipe:
     The share of a GPU is rounded up, and what does not fill its batch is dropped.  For lists of other names the number
     of labeled images is not known; set optimization.epoch_steps.
     """
-    made, share = of_unimatch(base, 16), labeled_share(base.data, base.split)
+    made, share = of_unimatch(base, 16, 0.07793), labeled_share(base.data, base.split)
     if made is base or share is None:
         return made
     steps = math.ceil(math.ceil(IMAGES[base.data] * share) / 4) // 4

@@ -149,7 +149,9 @@ class UniMatch(Host):
         pool = weak if donors is None else View.joined([weak, donors])
 
         # 2. each strong view with a paste of its own; both through the student together
-        images = batch.u_strong if same or donors is None else torch.cat((batch.u_strong, batch.u_strong.roll(-1, 1)), 1)
+        images = batch.u_strong
+        if donors is not None and not same:
+            images = torch.cat((images, images.roll(-1, 1)), 1)
         strong = [replace(pool, image=image) for image in images]
         pastes = [self.mix(view, labeled) for view in strong]
         mixed = [paste.view(view, labeled) for paste, view in zip(pastes, strong, strict=True)]
@@ -216,7 +218,7 @@ def settings(base: Recipe) -> Recipe:
 def official(base: Recipe) -> Recipe:
     """LiheYoung/UniMatch @ 0324f3dd: boxes show the same image, as the network in evaluation mode labels it."""
     own = replace(base[UniMatchOptions], donor="same", donor_mode="eval", drop_labeled=True)
-    return of_unimatch(base.having(own, replace(base.consistency, decay=0.0, box_sides="int")), 8)
+    return of_unimatch(base.having(own, replace(base.consistency, decay=0.0, box_sides="int")), 8, 0.15586)
 
 
 METHOD = Method(

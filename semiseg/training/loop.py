@@ -179,8 +179,9 @@ def make_optimizer(host: Host, o: Optimization) -> torch.optim.Optimizer:
         {"params": [p for p in trained if id(p) not in encoder], "lr": o.lr * o.head_lr_factor},
     ]
     if not o.decay_norms:
-        groups += [{**group, "params": [p for p in group["params"] if p.dim() < 2], "weight_decay": 0.0} for group in groups]
-        for group in groups[:2]:
+        spared = [[p for p in group["params"] if p.dim() < 2] for group in groups]
+        for group, params in zip(tuple(groups), spared, strict=True):
+            groups.append({**group, "params": params, "weight_decay": 0.0})
             group["params"] = [p for p in group["params"] if p.dim() > 1]
     if o.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay)
