@@ -182,7 +182,9 @@ class Batches:
         stream, images = self.stream, self.images
         if images is None:
             return (stream.finish(self.send(packed)) for packed in self._made(stream.packed))
-        return (stream.finish(stream.render(draws, images)) for draws in self._made(partial(stream.draw, size=images.size)))
+        return (
+            stream.finish(stream.render(draws, images)) for draws in self._made(partial(stream.draw, size=images.size))
+        )
 
     def _made(self, make: Callable[[int], Any]) -> DataLoader[Any]:
         # The DataLoader must not draw on the global generator, on which the model's dropout depends.

@@ -246,15 +246,15 @@ def loading(recipe: Recipe) -> dict[str, Any]:
     return {"crops": 2 if o.donor == "same" and o.mixed and not mixes(recipe) else 1}
 
 
-def passes(base: Recipe) -> dict[str, int | None]:
+def passes(base: Recipe) -> tuple[int, int | None]:
     """Epochs over unlabeled images, and their steps where the size of the list is not known.
 
     TorchSemiSeg's rule: on every list as many steps as so many passes over all images in batches of 16.
     """
     city, share = base.data == "cityscapes", labeled_share(base.data, base.split)
     if share is None:
-        return {"epochs": 137, "epoch_steps": 326} if city else {"epochs": 34, "epoch_steps": 1167}
-    return {"epochs": round((120 if city else 30) / (1 - share % 1)), "epoch_steps": None}
+        return (137, 326) if city else (34, 1167)
+    return round((120 if city else 30) / (1 - share % 1)), None
 
 
 def settings(base: Recipe) -> Recipe:
@@ -263,8 +263,10 @@ def settings(base: Recipe) -> Recipe:
     if base.scale != "paper":
         return base
     city = base.data == "cityscapes"
+    epochs, steps = passes(base)
     optimization = Optimization(
-        crop=800 if city else 512, batch=8, lr=2e-2 if city else 1e-2, head_lr_factor=1.0, ohem=city, **passes(base)
+        crop=800 if city else 512, batch=8, epochs=epochs, epoch_steps=steps, lr=2e-2 if city else 1e-2,
+        head_lr_factor=1.0, ohem=city,
     )  # fmt: skip
     evaluation = Evaluation("sliding", 800, 533) if city else Evaluation("sliding", 512, 341)
     return base.having(optimization, evaluation, CPSOptions(weight=5.0 if city else 1.0))
@@ -276,14 +278,14 @@ def torchsemiseg(base: Recipe) -> Recipe:
     Every loss is divided by the number of GPUs before gradients are averaged over them: the rate here is what is left,
     and the decay, which is not divided, so much larger.
     """
-    city = base.data == "cityscapes"
+    city, (epochs, steps) = base.data == "cityscapes", passes(base)
     network = replace(
         base.network, stem="deep", multi_grid=(2, 2, 4), projection=1, pyramid_dropout=0.0, dropout=0.0
     )  # fmt: skip
     optimization = replace(
-        base.optimization, crop=800 if city else 512, batch=8, lr=2.5e-3, head_lr_factor=1.0, decay_norms=False,
-        weight_decay=8e-4 if city else 4e-4, scales=(0.5, 0.75, 1.0, 1.5, 1.75, 2.0), padding="center",
-        padding_color="mean", **passes(base),
+        base.optimization, crop=800 if city else 512, batch=8, epochs=epochs, epoch_steps=steps, lr=2.5e-3,
+        head_lr_factor=1.0, decay_norms=False, weight_decay=8e-4 if city else 4e-4,
+        scales=(0.5, 0.75, 1.0, 1.5, 1.75, 2.0), padding="center", padding_color="mean",
     )  # fmt: skip
     size, step = (800, 534) if city else (512, 342)
     return base.having(network, optimization, replace(base.evaluation, protocol="sliding", size=size, step=step))

@@ -197,8 +197,8 @@ def official(base: Recipe) -> Recipe:
     if base.scale != "paper" or base.data not in ("voc", "cityscapes"):
         return base
     network = replace(base.network, stem="deep", pyramid_dropout=0.1)
-    border = "cut" if base.data == "cityscapes" else "inside"
-    return base.having(network, replace(base.evaluation, border=border))
+    cut = replace(base.evaluation, border="cut")
+    return base.having(network, cut if base.data == "cityscapes" else base.evaluation)
 
 
 # `registry` finds it; `reads` are the fields of `Consistency` that it uses.

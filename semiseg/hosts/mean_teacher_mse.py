@@ -44,9 +44,7 @@ class MeanTeacherMSEOptions(Options):
     )
     color: bool = option("the student sees other colors; False: the image the teacher saw (TorchSemiSeg)", default=True)
     on_labeled: bool = option("consistency on labeled images too, all their pixels alike (TorchSemiSeg)", default=False)
-    padding: bool = option(
-        "padding of unlabeled images counts as any pixel (TorchSemiSeg)", default=False, later=True
-    )
+    padding: bool = option("padding of unlabeled images counts as any pixel (TorchSemiSeg)", default=False, later=True)
 
 
 def ramp_up(t: float, share: float) -> float:
