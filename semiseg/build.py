@@ -54,6 +54,11 @@ def weigher(recipe: Recipe, classes: int) -> PixelWeighter | None:
     return _plugged(recipe, "weigh", classes)
 
 
+def mixes(recipe: Recipe) -> bool:
+    """Whether a plug-in mixes, which brings donors of its own."""
+    return any(registry.plug_in(name).component == "mix" for name in recipe.plug_ins)
+
+
 def _plugged(recipe: Recipe, component: str, classes: int) -> Any:
     found = (registry.plug_in(name) for name in recipe.plug_ins)
     made = (each.build(recipe, recipe.network.width, classes) for each in found if each.component == component)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -84,7 +86,7 @@ class EntropyFilter:
         uncertainty, label = entropy(output.logits), output.logits.max(1).indices
         if not valid.any():
             return Target(label, torch.zeros_like(uncertainty), valid.float())
-        limit = torch.quantile(uncertainty[valid], 1 - self.share(t))
+        limit = quantile(uncertainty[valid], 1 - self.share(t))
         return Target(label, ((uncertainty < limit) & valid).float(), valid.float())
 
 
@@ -118,12 +120,14 @@ class CutMix:
     Args:
         p: probability that a batch is mixed (one coin for the whole batch, as DDFP's released code tosses it).
         area: share of the image, in (0, 1].
+        sides: "log", as above; "width": the width is a uniform integer from `area` of the side to one pixel less than
+            the side, which makes wide and narrow boxes more likely than tall ones (released code of DDFP and U2PL).
     """
 
-    def __init__(self, p: float = 0.5, area: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, area: float = 0.5, sides: Literal["log", "width"] = "log") -> None:
         if not 0 <= p <= 1 or not 0 < area <= 1:
             raise ValueError(f"CutMix needs p in [0, 1] and area in (0, 1], got p={p}, area={area}")
-        self.p, self.area = p, area
+        self.p, self.area, self.sides = p, area, sides
 
     def __call__(self, own: View, donors: View) -> Paste:
         source = NoMix()(own, donors).source
@@ -131,27 +135,49 @@ class CutMix:
         if b == 1 or torch.rand(()) >= self.p:
             return Paste(source)
         for i in range(b):
-            share = self.area ** torch.rand(()).item()
-            box_h, box_w = max(1, round(h * share)), max(1, round(w * self.area / share))
+            box_h, box_w = self._box(h, w)
             y, x = (int(torch.randint(side - box + 1, ())) for side, box in ((h, box_h), (w, box_w)))
             source[i, y : y + box_h, x : x + box_w] = (i + 1) % b
         return Paste(source)
 
+    def _box(self, h: int, w: int) -> tuple[int, int]:
+        if self.sides == "width":
+            width = min(int(torch.randint(int(w * self.area) + 1, max(w, int(w * self.area) + 2), ())), w)
+            return min(h, max(1, round(h * w * self.area / width))), width
+        share = self.area ** torch.rand(()).item()
+        return max(1, round(h * share)), max(1, round(w * self.area / share))
+
+
+WHOLE: Mapping[str, Callable[[float], int]] = {"round": round, "int": int}  # pixels of a side
+
 
 def random_box(
-    height: int, width: int, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
-) -> tuple[slice, slice]:
+    height: int, width: int, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    whole: Callable[[float], int] = round,
+) -> tuple[slice, slice]:  # fmt: skip
     """Rows and columns of a box inside an image: its share of the area and height / width are uniform in their bounds.
 
     Shape and place are drawn again until the box fits, as in CutOut of ST++ and CutMix of UniMatch.
+
+    whole: makes pixels of a side: round, or int (released code).
     """
     pixels = torch.empty(()).uniform_(*area).item() * height * width
     while True:
         shape = torch.empty(()).uniform_(*ratio).item()
-        h, w = max(1, round((pixels * shape) ** 0.5)), max(1, round((pixels / shape) ** 0.5))
+        h, w = max(1, whole((pixels * shape) ** 0.5)), max(1, whole((pixels / shape) ** 0.5))
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
         if y + h <= height and x + w <= width:
             return slice(y, y + h), slice(x, x + w)
+
+
+@torch.no_grad()
+def read_as(network: nn.Module, images: Tensor, mode: Literal["eval", "train"]) -> Output:
+    """What a network says about images in a mode, which it then leaves; one in evaluation mode stays there."""
+    was_training = network.training
+    network.train(was_training and mode == "train")
+    output = network(images)
+    network.train(was_training)
+    return output
 
 
 def taught(teacher: nn.Module, label: PseudoLabeler, batch: Batch, t: float) -> tuple[View, View]:

@@ -54,13 +54,17 @@ def whole(network: nn.Module, images: Tensor) -> Tensor:
     return network(images).logits
 
 
-def sliding(network: nn.Module, images: Tensor, size: int, step: int) -> Tensor:
+def sliding(
+    network: nn.Module, images: Tensor, size: int, step: int, border: Literal["inside", "cut"] = "inside"
+) -> Tensor:
     """Class probabilities summed over overlapping windows (Cityscapes protocol).
 
     Args:
         images: (B, 3, H, W), any size; smaller than a window is taken whole.
         size: side of the square window in pixels.
-        step: distance of two windows; at most `size`.  The last window of a row or column ends at the border.
+        step: distance of two windows; at most `size`.
+        border: the last window of a row or column ends there: "inside": a whole one; "cut": what is left of one, and
+            there is a window wherever one starts inside the image (released code of UniMatch and AugSeg).
 
     Returns:
         (B, K, H, W): mean probability over the windows that see a pixel.
@@ -70,8 +74,8 @@ def sliding(network: nn.Module, images: Tensor, size: int, step: int) -> Tensor:
     height, width = images.shape[-2:]
     total: Tensor | None = None
     seen = images.new_zeros(height, width)
-    for y in _starts(height, size, step):
-        for x in _starts(width, size, step):
+    for y in _starts(height, size, step, border):
+        for x in _starts(width, size, step, border):
             window = (..., slice(y, y + size), slice(x, x + size))
             p = network(images[window].contiguous()).logits.float().softmax(1)
             if total is None:
@@ -82,7 +86,9 @@ def sliding(network: nn.Module, images: Tensor, size: int, step: int) -> Tensor:
     return total / seen
 
 
-def _starts(length: int, size: int, step: int) -> list[int]:
+def _starts(length: int, size: int, step: int, border: Literal["inside", "cut"]) -> list[int]:
+    if border == "cut":
+        return [*range(0, length, step)]
     last = max(length - size, 0)
     return [*range(0, last, step), last]
 
@@ -140,7 +146,8 @@ def scorer(e: Evaluation, data: SegmentationData, ids: Sequence[str], batch: int
     The function raises ValueError where no pixel has a label.
     """
     black = (0 - torch.tensor(MEAN)) / torch.tensor(STD)
-    predict = partial(sliding, size=e.size, step=e.step) if e.protocol == "sliding" else whole
+    windows = partial(sliding, size=e.size, step=e.step, border=e.border)
+    predict = windows if e.protocol == "sliding" else whole
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for _, images, masks in evaluation_batches(data, ids, batch=batch):

@@ -26,15 +26,17 @@ def pixel_cross_entropy(logits: Tensor, target: Target, divisor: Divisor = "kept
         divisor: "kept" divides by the sum of weights, the mean over supervised pixels (released code of DDFP);
             "valid" divides by the sum of denominators, so that a rejected pixel still counts in the divisor
             (DDFP Eq. 4 and 15, UniMatch, WPL); "kept_scaled" is "kept" times all pixels over supervised ones (released
-            code of DGCL, after U2PL), so that the fewer are kept the more the term weighs.
+            code of DGCL, after U2PL), so that the fewer are kept the more the term weighs; "kept_scaled_known" counts
+            among all pixels those with a denominator alone, without padding.
 
     Returns:
         A scalar; 0 when no pixel is supervised.
     """
     ce = F.cross_entropy(logits.float(), target.label, reduction="none")
     total, kept = (ce * target.weight).sum(), target.weight.sum()
-    if divisor == "kept_scaled":
-        return _ratio(_ratio(total, kept) * target.weight.numel(), (target.weight > 0).sum())
+    if divisor.startswith("kept_scaled"):
+        every = (target.denominator > 0).sum() if divisor == "kept_scaled_known" else target.weight.numel()
+        return _ratio(_ratio(total, kept) * every, (target.weight > 0).sum())
     return _ratio(total, kept if divisor == "kept" else target.denominator.sum())
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, d
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .models.names import BACKBONES, PREFIX
+from .models.names import BACKBONES, PREFIX, Stem, check_encoder
 
-Divisor = Literal["kept", "valid", "kept_scaled"]  # of `losses.pixel_cross_entropy`
+Divisor = Literal["kept", "valid", "kept_scaled", "kept_scaled_known"]  # of `losses.pixel_cross_entropy`
 Precisions = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 T = TypeVar("T")
@@ -125,11 +125,24 @@ class Network(Options):
     part = "network"
     backbone: str = option(f"encoder, one of {', '.join(BACKBONES)}, or {PREFIX}NAME", default="resnet101")
     output_stride: Literal[8, 16] = option("size of the image over size of the encoder's last map", default=16)
-    weights: str | None = option('"imagenet", a file, or none', default="imagenet")
+    weights: str | None = option(
+        '"imagenet", "imagenet_v1" (torchvision\'s first ones), a file, or none', default="imagenet"
+    )
     width: int = option("channels of the decoder", default=256, gt=0)
     low_width: int = option("channels of the low-level map in the decoder", default=48, gt=0)
     rates: tuple[int, ...] = option("dilations of the pyramid", default=(6, 12, 18))
     dropout: float = option("share of channels dropped before the classifier", default=0.1, ge=0, lt=1)
+    stem: Stem = option("of a ResNet: one 7x7 convolution, or deep: three of 3x3", default="resnet", later=True)
+    multi_grid: tuple[int, ...] = option(
+        "factors of the dilation in each block of a ResNet's last stage", default=(1, 1, 1), later=True
+    )
+    projection: Literal[1, 3] = option("kernel of the convolution after the pyramid", default=3, later=True)
+    pyramid_dropout: float | None = option(
+        "share of channels dropped after that convolution; none: as dropout", default=None, later=True, ge=0, lt=1
+    )
+    auxiliary: float = option(
+        "weight of a second classifier on a ResNet's last stage but one; 0: none", default=0.0, later=True, ge=0
+    )
 
     def __post_init__(self) -> None:
         if self.backbone.startswith(PREFIX):
@@ -138,6 +151,7 @@ class Network(Options):
             check_name(self.backbone)
         else:
             one_of("backbone", self.backbone, (*BACKBONES, f"{PREFIX}NAME"))
+        check_encoder(self.backbone, self.stem, self.multi_grid, self.auxiliary)
 
 
 @options
@@ -157,11 +171,34 @@ class Optimization(Options):
     weight_decay: float = option("of all parameters", default=1e-4, ge=0)
     power: float = option("of the decay of the rate", default=0.9, ge=0)
     ohem: bool = option("the labeled loss over hard pixels only", default=False)
+    ohem_share: float | None = option(
+        "share of a step's labeled images that counts as hard at least; none: 100,000 pixels",
+        default=None, later=True, gt=0, le=1,
+    )  # fmt: skip
     strong_labels: bool = option(
         "colors of the strong view on labeled images too: the control for augmentation alone", default=False
     )
     clip_norm: float | None = option(
         "longest gradient of all parameters together; none: any", default=None, later=True, gt=0
+    )
+    decay_norms: bool = option(
+        "False: biases, and scales and shifts of normalizations, do not decay", default=True, later=True
+    )
+    resize_base: int | None = option(
+        "long side that the random scale is of; none: the image's own", default=None, unit="pixels", later=True, gt=0
+    )
+    resize_law: Literal["uniform", "halves"] = option(
+        "uniform: in the bounds of the random scale; halves: below 1 as often as above, uniform in each half",
+        default="uniform", later=True,
+    )  # fmt: skip
+    scales: tuple[float, ...] | None = option(
+        "random scales, each as likely; none: any in the bounds of resize", default=None, later=True, min_length=1
+    )
+    padding: Literal["corner", "center"] = option(
+        "of images smaller than the crop: to the right and bottom, or around them", default="corner", later=True
+    )
+    padding_color: Literal["black", "mean"] = option(
+        "of padding; mean: ImageNet's mean color, as a byte", default="black", later=True
     )
 
     precision: Precisions = option(
@@ -172,6 +209,10 @@ class Optimization(Options):
     def __post_init__(self) -> None:
         if not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"optimization.resize must be 0 < low <= high, got {self.resize}")
+        if self.scales and min(self.scales) <= 0:
+            raise ValueError(f"optimization.scales must be positive factors, got {self.scales}")
+        if self.resize_law == "halves" and not self.resize[0] <= 1 <= self.resize[1]:
+            raise ValueError(f"optimization.resize_law=halves needs bounds of resize around 1, got {self.resize}")
 
 
 @options
@@ -184,7 +225,8 @@ class Consistency(Options):
     cutmix_p: float = option("probability that a batch is mixed", default=0.5, ge=0, le=1)
     cutmix_area: float = option("share of the image that the pasted box covers", default=0.5, gt=0, le=1)
     divisor: Divisor = option(
-        "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code)",
+        "of the unlabeled loss: kept pixels (DDFP's code), valid ones (papers), or kept_scaled (DGCL's code); "
+        "kept_scaled_known: the same of pixels that are not padding",
         default="kept",
     )
     teacher: Literal["ema", "self", "ema_train"] = option(
@@ -194,6 +236,13 @@ class Consistency(Options):
     )
     unlabeled_from_epoch: int = option("first epoch with unlabeled images", default=1, unit="epochs", ge=0)
     unlabeled_weight: float = option("of the unlabeled loss", default=1.0, later=True, ge=0)
+    cutmix_sides: Literal["log", "width"] = option(
+        "log: height and width share the area on a log scale; width: the width is a uniform integer (DDFP's code)",
+        default="log", later=True,
+    )  # fmt: skip
+    box_sides: Literal["round", "int"] = option(
+        "sides of the boxes of UniMatch and ST++: rounded, or rounded down (released code)", default="round", later=True
+    )
 
 
 @options
@@ -206,6 +255,10 @@ class Evaluation(Options):
     )
     size: int = option("side of the center or of the window", default=513, unit="pixels", gt=0)
     step: int = option("distance of two windows", default=0, unit="pixels", ge=0)
+    border: Literal["inside", "cut"] = option(
+        "the last window of a row or column: moved back inside the image, or cut at its border",
+        default="inside", later=True,
+    )  # fmt: skip
     every: int = option("epochs between two scores; the last one is always scored", default=1, unit="epochs", gt=0)
     held_out: float = option(
         "share of the labeled images, not learned from, that chooses the epoch to export",

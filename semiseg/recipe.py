@@ -25,6 +25,8 @@ from .runs import HEAD, label_of
 from .scales import DATA, SCALES, shared_parts
 
 P = TypeVar("P", bound=Options)
+# What an optimizer of another kind needs for its numbers to mean anything.
+_OF_OPTIMIZER = ("optimizer", "lr", "head_lr_factor", "momentum", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,9 @@ def recipe(method: str, data: str = "digits", split: str = "1_8", scale: str = "
     base = Recipe(method, data, split, scale, seed).having(*shared_parts(data, scale))
     made = registry.method(method).settings(base)
     if data == "coco" and scale == "paper":  # papers have settings for PASCAL VOC: what depends on images stays COCO's
-        return made.having(base.optimization, base.evaluation)
+        kept = _OF_OPTIMIZER if made.optimization.optimizer != base.optimization.optimizer else ()
+        own = {name: getattr(made.optimization, name) for name in kept}
+        return made.having(replace(base.optimization, **own), base.evaluation)
     return made.having(base.evaluation) if data == "folder" else made
 
 

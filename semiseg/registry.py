@@ -48,7 +48,7 @@ class Method:
         readings: "paper": every option as the text has it; "official": as the released code runs.
         plain: the same training without the method's idea, to which it is compared: another method, or a change of the
             recipe; None: it is a reference itself.
-        loading: what it asks of `training_batches` beyond the shared options: views, strong, cutout.
+        loading: what it asks of `training_batches` beyond the shared options: views, strong, cutout, crops.
         stages: of its training; None: it is trained in one go.
         unlabeled: whether it learns from unlabeled images.
         unlabeled_weights: "part.option" of the weights of its pseudo-label terms.

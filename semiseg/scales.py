@@ -5,8 +5,10 @@ Scales: "smoke" (seconds, for tests), "tiny" (minutes on two cores), "paper" (th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fractions import Fraction
 
 from .options import Consistency, Evaluation, Network, Optimization, Options, one_of
 
@@ -89,6 +91,7 @@ MAKERS: Mapping[str, Mapping[str, Callable[[], Shared]]] = {
     "folder": {"smoke": any_size(smoke), "tiny": any_size(photographs), "paper": any_size(voc_paper)},
 }
 DATA, SCALES = tuple(MAKERS), ("smoke", "tiny", "paper")
+IMAGES = {"voc": 10582, "cityscapes": 2975, "coco": 118287}  # of the training sets that papers split
 
 
 def shared_parts(data: str, scale: str) -> Shared:
@@ -97,3 +100,15 @@ def shared_parts(data: str, scale: str) -> Shared:
     one_of("scale", scale, SCALES)
     one_of(f"scale for data={data}", scale, MAKERS[data])
     return MAKERS[data][scale]()
+
+
+def labeled_share(data: str, split: str) -> Fraction | None:
+    """The share of the training images that the published lists of a name label: "1_8", "1464", "full".
+
+    None for other names, and for a number of images of a set whose size is not known.
+    """
+    if split == "full":
+        return Fraction(1)
+    if found := re.fullmatch(r"1_([1-9]\d*)", split):
+        return Fraction(1, int(found[1]))
+    return Fraction(int(split), IMAGES[data]) if split.isdigit() and data in IMAGES else None

@@ -27,7 +27,11 @@ IGNORE = (
 
 
 class Batch(NamedTuple):
-    """What a loader hands over.  Everything named `u_*` shows the same crops, pixel by pixel."""
+    """What a loader hands over.  Everything named `u_*` shows the same crops, pixel by pixel.
+
+    Where a method asks for several crops of each unlabeled image, B of `u_*` is so many times as large: all first
+    crops, then all second ones.
+    """
 
     x: Tensor  # (B, 3, H, W)       labeled images, weakly augmented, normalized
     y: Tensor  # (B, H, W) long     their labels, IGNORE where there is none

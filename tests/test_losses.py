@@ -88,3 +88,13 @@ def test_picked_products_are_those_of_plain_torch() -> None:
     (plain * factor).sum().backward()
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_all_pixels_are_those_that_are_not_padding_where_asked(scene) -> None:
+    logits, y = scene
+    target = Target.from_labels(y).only((torch.arange(7) < 3).float().expand(2, 6, 7))  # a row of 6 is not known
+    kept = pixel_cross_entropy(logits, target)
+    torch.testing.assert_close(pixel_cross_entropy(logits, target, "kept_scaled_known"), kept * 7 / 3)
+    torch.testing.assert_close(pixel_cross_entropy(logits, target, "kept_scaled"), kept * 7 / 3 * 6 / 5)
+    nothing = target.only(torch.zeros(2, 6, 7))
+    assert pixel_cross_entropy(logits, nothing, "kept_scaled_known") == 0

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import FrozenInstanceError, replace
+from fractions import Fraction
 
 import pytest
 
@@ -24,7 +25,7 @@ from semiseg.recipe import (
     with_plug_ins,
 )
 from semiseg.runs import differences
-from semiseg.scales import DATA
+from semiseg.scales import DATA, labeled_share
 from semiseg_book.experiments import text_of
 
 
@@ -83,7 +84,7 @@ def test_unknown_names_say_what_is_valid(arguments: tuple, message: str) -> None
         (lambda: Optimization(resize=(2.0, 0.5)), "optimization.resize must be 0 < low <= high, got (2.0, 0.5)"),
         (lambda: Optimization(optimizer="lion"), "optimization.optimizer should be 'sgd' or 'adamw', got 'lion'"),
         (lambda: Optimization(croop=3), "unknown option of optimization 'croop'; did you mean 'crop'?"),
-        (lambda: Consistency(divisor="all"), "consistency.divisor should be 'kept', 'valid' or 'kept_scaled'"),
+        (lambda: Consistency(divisor="all"), "consistency.divisor should be 'kept', 'valid', 'kept_scaled' or 'kept_"),
         (lambda: Consistency(teacher="none"), "consistency.teacher should be 'ema', 'self' or 'ema_train', got 'none'"),
         (lambda: Consistency(tau=1.0), "consistency.tau should be less than 1, got 1.0"),
         (lambda: DDFPOptions(tap="logits"), "ddfp.tap should be 'decoder_input' or 'features', got 'logits'"),
@@ -266,3 +267,32 @@ def test_epochs_become_shares_of_training() -> None:
 def test_ohem_is_used_when_asked_for() -> None:
     base = recipe("supervised", "digits", "1_8", "smoke")
     assert build(base, 4).criterion is not build(base.changed("optimization.ohem=True"), 4).criterion
+
+
+def test_on_coco_another_optimizer_keeps_its_own_numbers() -> None:
+    made, voc = (recipe("mask2former", data, "1_8", "paper").optimization for data in ("coco", "voc"))
+    for name in ("optimizer", "lr", "head_lr_factor", "weight_decay", "clip_norm"):
+        assert getattr(made, name) == getattr(voc, name), name
+    shared = recipe("supervised", "coco", "1_8", "paper").optimization
+    assert (made.crop, made.batch, made.epochs) == (shared.crop, shared.batch, shared.epochs)
+    assert recipe("cps", "coco", "1_8", "paper").optimization == shared
+
+
+def test_the_share_of_labeled_images_is_read_from_the_name_of_the_list() -> None:
+    found = [labeled_share("voc", split) for split in ("full", "1_8", "1464", "1_0", "my_list")]
+    assert found == [1, Fraction(1, 8), Fraction(1464, 10582), None, None]
+    assert labeled_share("folder", "92") is None and labeled_share("folder", "1_4") == Fraction(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Optimization(scales=(0.5, 0.0)), r"optimization\.scales must be positive factors, got \(0\.5, 0\.0\)"),
+        (lambda: Optimization(scales=()), r"optimization\.scales should have more values"),
+        (lambda: Optimization(resize=(1.5, 2.0), resize_law="halves"), "needs bounds of resize around 1"),
+        (lambda: Evaluation(border="open"), r"evaluation\.border should be 'inside' or 'cut', got 'open'"),
+    ],
+)
+def test_bad_geometry_is_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

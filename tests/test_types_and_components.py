@@ -1,9 +1,21 @@
 """Targets, pastes and the plain components: identities that every host relies on."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from semiseg.components import ConfidentLabels, CutMix, NoMix, UniformWeight, entropy, weigh_and_mix
+from semiseg.components import (
+    ConfidentLabels,
+    CutMix,
+    EntropyFilter,
+    NoMix,
+    UniformWeight,
+    entropy,
+    random_box,
+    read_as,
+    weigh_and_mix,
+)
 from semiseg.statistics import pseudo_label_statistics
 from semiseg.types import IGNORE, Output, Paste, Target, View
 
@@ -119,3 +131,47 @@ def test_pseudo_label_statistics_count_only_what_is_known() -> None:
 def test_arguments_out_of_range(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_width_is_a_uniform_integer_from_half_the_side_to_one_less_and_the_height_follows() -> None:
+    torch.manual_seed(0)
+    own, side = View(torch.zeros(2, 3, 40, 40), Target.from_labels(torch.zeros(2, 40, 40).long())), 40
+    widths = []
+    for _ in range(300):
+        foreign = CutMix(1.0, 0.5, "width")(own, own).source != torch.arange(2)[:, None, None]
+        for one in foreign:
+            height, width = int(one.any(1).sum()), int(one.any(0).sum())
+            assert height == round(side * side * 0.5 / width) and one.sum() == height * width
+            widths.append(width)
+    assert set(widths) == set(range(21, 40))
+    assert sum(widths) / len(widths) == pytest.approx(30, abs=0.6)
+    assert (CutMix(1.0, 1.0, "width")(own, own).source != torch.arange(2)[:, None, None]).all()
+
+
+def test_sides_of_a_box_are_rounded_or_rounded_down() -> None:
+    def sides(whole: Callable[[float], int], seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        return [each.stop - each.start for each in random_box(50, 50, (0.1, 0.1), (1.0, 1.0), whole)]
+
+    exact = 250**0.5  # 15.81
+    for seed in range(5):
+        assert sides(round, seed) == [round(exact)] * 2 and sides(int, seed) == [int(exact)] * 2
+
+
+def test_the_entropy_filter_takes_more_pixels_than_torch_sorts() -> None:
+    """torch.quantile refuses more than 16 million."""
+    side = 4100
+    uncertain = (torch.arange(side * side) % 4 == 0).view(1, side, side)
+    logits = torch.stack((~uncertain, torch.zeros_like(uncertain)), 1).half() * 9
+    valid = torch.ones(1, side, side, dtype=torch.bool)
+    kept = EntropyFilter(0.2)(Output(logits, logits, logits[:, :0], logits), valid, 0.0).weight
+    assert torch.equal(kept > 0, ~uncertain)
+
+
+def test_reading_in_evaluation_mode_leaves_mode_and_statistics() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3)).train()
+    read_as(net, torch.rand(2, 3, 4, 4), "eval")
+    assert net.training and net[0].num_batches_tracked == 0
+    assert not read_as(net, torch.rand(2, 3, 4, 4), "train").requires_grad and net[0].num_batches_tracked == 1
+    read_as(net.eval(), torch.rand(2, 3, 4, 4), "train")
+    assert not net.training and net[0].num_batches_tracked == 1

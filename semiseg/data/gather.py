@@ -26,7 +26,8 @@ class Sources:
     start: Tensor  # (B,) of the image's first pixel
     length: Tensor  # (2, B) of the image, pixels
     resized: Tensor  # (2, B)
-    at: Tensor  # (2, B, crop) pixel of the resized image, beyond its end on padding
+    at: Tensor  # (2, B, crop) pixel of the resized image, outside of it on padding
+    color: tuple[int, int, int]  # of padding
     most: int  # pixels of the longest resized side
     taps: int  # pixels that one is interpolated from, at most
     band: int  # rows of an image that its crop is interpolated from, at most
@@ -46,7 +47,7 @@ class Sources:
         rows, columns = numbers[5, :, None] + steps, numbers[6, :, None] + steps * numbers[7, :, None]
         factors = [(h / p.height, w / p.width) for p, (h, w) in zip(places, sizes, strict=True)]
         return Sources(
-            numbers[0], numbers[1:3], numbers[3:5], torch.stack((rows, columns)),
+            numbers[0], numbers[1:3], numbers[3:5], torch.stack((rows, columns)), places[0].color,
             most=max(max(p.height, p.width) for p in places),
             taps=max(_reach(max(pair)) for pair in factors),
             band=max(min(h, math.ceil(min(crop, p.height) * f) + _reach(f))
@@ -64,7 +65,7 @@ class Sources:
     @property
     def valid(self) -> Tensor:
         """(B, crop, crop) bool, False on padding."""
-        rows, columns = self.at < self.resized[..., None]
+        rows, columns = (self.at >= 0) & (self.at < self.resized[..., None])
         return rows[:, :, None] & columns[:, None]
 
 
@@ -75,14 +76,14 @@ def _reach(factor: float) -> int:
 def nearest(pixels: Tensor, sources: Sources) -> Tensor:
     """(N, 1) uint8 -> (B, crop, crop), IGNORE on padding: `Place.nearest` of each image."""
     factor = sources.length.float() / sources.resized
-    source = ((sources.at + 0.5) * factor[..., None]).long().minimum(sources.length[..., None] - 1)
+    source = ((sources.at.clamp(min=0) + 0.5) * factor[..., None]).long().minimum(sources.length[..., None] - 1)
     rows, columns = source
     index = (sources.start[:, None] + rows * sources.length[1, :, None])[:, :, None] + columns[:, None]
     return pixels[:, 0][index].where(sources.valid, IGNORE)
 
 
 def bilinear(pixels: Tensor, sources: Sources) -> Tensor:
-    """(N, C) uint8 -> (B, C, crop, crop), 0 on padding: `Place.image` of each image."""
+    """(N, C) uint8 -> (B, C, crop, crop): `Place.image` of each image."""
     some = max(1, _AT_ONCE // (sources.band * sources.at.shape[-1]))
     parts = range(0, len(sources.start), some)
     return torch.cat([_bilinear(pixels, sources.rows(start, start + some)) for start in parts])
@@ -105,7 +106,10 @@ def _bilinear(pixels: Tensor, s: Sources) -> Tensor:
         inside = (first[0] + tap).minimum(s.length[0, :, None] - 1) - top
         total = total + narrow[image, inside.clamp_(max=s.band - 1)] * weights[0, :, :, None, tap, None]
     out = (total >> bits[0].view(-1, 1, 1, 1)).clamp_(0, 255).to(torch.uint8)
-    return (out * s.valid[..., None]).permute(0, 3, 1, 2).contiguous()
+    out *= s.valid[..., None]
+    if any(s.color) and out.shape[-1] == 3:
+        out += ~s.valid[..., None] * torch.tensor(s.color, dtype=torch.uint8).to(out.device, non_blocking=True)
+    return out.permute(0, 3, 1, 2).contiguous()
 
 
 def _weights(s: Sources) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,6 +133,6 @@ def _weights(s: Sources) -> tuple[Tensor, Tensor, Tensor]:
     largest = weight.amax(-1).where(place < s.resized[..., None], 0.0).amax(-1)
     powers = torch.arange(1, 23, device=factor.device)
     bits = ((largest[..., None] * (1 << powers) + 0.5).long() < 1 << 15).sum(-1)
-    at = s.at.clamp(max=s.most - 1)
+    at = s.at.clamp(0, s.most - 1)
     seen = weight.gather(2, at[..., None].expand(*at.shape, s.taps))
     return first.gather(2, at), (seen * (1 << bits)[..., None, None] + 0.5).int(), bits

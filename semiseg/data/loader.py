@@ -37,7 +37,9 @@ class TrainingStream(Dataset[Batch]):
 
     strong_labels: labeled images get the strong view's colors too.  unlabeled=False: no unlabeled images are loaded,
     and the batch has none (supervised training).  cutout: probability that an unlabeled image whose label comes from
-    disk loses a rectangle, in its strong views and in that label.  objects: detected boxes of every unlabeled image.
+    disk loses a rectangle, in its strong views and in that label; or the `Cutout` that does it.  objects: detected
+    boxes of every unlabeled image.  weak: what draws crops, called with crop, scale and mirror.  crops: of each
+    unlabeled image, drawn one from another independently: the batch holds all first crops, then all second ones, ...
     """
 
     def __init__(
@@ -57,21 +59,23 @@ class TrainingStream(Dataset[Batch]):
         world: int = 1,
         strong_labels: bool = False,
         unlabeled: bool = True,
-        cutout: float = 0.0,
+        cutout: float | Cutout = 0.0,
         objects: Detections | None = None,
+        weak: Callable[..., WeakView] = WeakView,
+        crops: int = 1,
     ) -> None:
-        if min(batch, views) < 1 or not 0 <= rank < world:
-            raise ValueError(f"{batch=} {views=} must be at least 1 and rank below world: {rank=} {world=}")
+        if min(batch, views, crops) < 1 or not 0 <= rank < world:
+            raise ValueError(f"{batch=} {views=} {crops=} must be at least 1 and rank below world: {rank=} {world=}")
         if crop < SMALLEST:
             raise ValueError(f"crop must be at least {SMALLEST} pixels for the strong view's blur, not {crop}")
         if not split.labeled:
             raise ValueError(f"split {split.name} has no labeled images")
         self.data, self.split, self.seed = data, split, seed
         self.batch, self.views, self.rank, self.world = batch, views, rank, world
-        self.weak, self.strong = WeakView(crop, scale, mirror=data.mirror), strong or StrongView()
+        self.weak, self.strong, self.crops = weak(crop, scale, mirror=data.mirror), strong or StrongView(), crops
         self.normalize = Normalize(mean, std)
         self.strong_labels, self.unlabeled = strong_labels, unlabeled
-        self.cutout, self.objects = Cutout(cutout), objects
+        self.cutout, self.objects = cutout if isinstance(cutout, Cutout) else Cutout(cutout), objects
 
     def __getitem__(self, step: int) -> Batch:
         return self.finish(self.packed(step))
@@ -84,12 +88,16 @@ class TrainingStream(Dataset[Batch]):
     def draw(self, step: int, size: Callable[[str], tuple[int, int]]) -> Draws:
         """Everything random about a batch.  size: height and width of an image by its id."""
         labeled, unlabeled = self.ids(step)
+        tags = ["unlabeled", *(f"unlabeled {crop}" for crop in range(2, self.crops + 1))]
         with torch.random.fork_rng(devices=[]):
-            return Draws(self._drawn("labeled", step, labeled, size), self._drawn("unlabeled", step, unlabeled, size))
+            return Draws(
+                self._drawn("labeled", step, labeled, size),
+                [each for tag in tags for each in self._drawn(tag, step, unlabeled, size)],
+            )
 
     def _drawn(self, tag: str, step: int, ids: Sequence[str], size: Callable[[str], tuple[int, int]]) -> list[Drawn]:
         views, cuts, drawn = int(self.strong_labels), False, []
-        if tag == "unlabeled":
+        if tag != "labeled":
             views, cuts = self.views, isinstance(self.data, LabeledFromDisk)
         for place, key in zip(self._places(step), ids, strict=False):
             torch.default_generator.manual_seed(_number(self.seed, tag, place))  # torch's own reseeds the GPU as well
@@ -216,8 +224,10 @@ def training_batches(
     world: int = 1,
     strong_labels: bool = False,
     unlabeled: bool = True,
-    cutout: float = 0.0,
+    cutout: float | Cutout = 0.0,
     objects: Detections | None = None,
+    weak: Callable[..., WeakView] = WeakView,
+    crops: int = 1,
     send: Callable[[Batch], Batch] = lambda batch: batch,
     keep: Callable[..., Images | None] = lambda *_: None,
 ) -> Batches:
@@ -225,13 +235,16 @@ def training_batches(
 
     crop: side of the square crops, pixels.  scale: bounds of the long side's random factor.  views: strong views per
     image.  strong: what makes them; None: StrongView.  mean, std: of RGB in 0..1.
-    strong_labels, unlabeled, cutout, objects: see TrainingStream.  send: puts a batch on its device, in bytes.
+    strong_labels, unlabeled, cutout, objects, weak, crops: see TrainingStream.
+    send: puts a batch on its device, in bytes.
     keep: data, labeled ids and unlabeled ids -> those images on that device (`resident`), or None: they are sent.
     Iterating leaves torch's global random state as it was.
     """
     if not 0 <= start <= steps:
         raise ValueError(f"start must be between 0 and steps = {steps}, not {start}")
-    augmentation = partial(TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std)
+    augmentation = partial(
+        TrainingStream, crop=crop, scale=scale, views=views, strong=strong, mean=mean, std=std, weak=weak, crops=crops
+    )
     images = partial(augmentation, strong_labels=strong_labels, unlabeled=unlabeled, cutout=cutout, objects=objects)
     stream = images(data, split, batch=batch, seed=seed, rank=rank, world=world)
     kept = keep(data, split.labeled, (split.unlabeled or split.labeled) if unlabeled else ())

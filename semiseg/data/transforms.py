@@ -7,9 +7,9 @@ other); written out, it is several times as fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,13 +25,14 @@ from semiseg.types import IGNORE
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
 STD = (0.229, 0.224, 0.225)
 _BLUR = 13  # width of the kernel in pixels: three sigmas of the widest blur to each side
+MEAN_COLOR = (124, 116, 104)  # MEAN as bytes
 SMALLEST = _BLUR // 2 + 1  # side of the smallest image that can be reflected at its border for the blur
 
 
 class WeakCrop(NamedTuple):
     """What a weak view leaves of an image; the three planes show the same pixels."""
 
-    image: Tensor  # (3, crop, crop) uint8, 0 on padding
+    image: Tensor  # (3, crop, crop) uint8
     label: Tensor  # (crop, crop) uint8, IGNORE where unknown and on padding
     valid: Tensor  # (crop, crop) bool, False on padding
     given: Tensor | None = None  # (crop, crop) uint8, a label from disk, IGNORE on padding
@@ -39,20 +40,32 @@ class WeakCrop(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a weak view looks: resized to `height` x `width`, padded to the right and bottom, cropped, mirrored."""
+    """Where a weak view looks: resized to `height` x `width`, padded, cropped, mirrored."""
 
     height: int
     width: int
-    top: int
+    top: int  # of the crop in the resized image; below 0: so much padding comes first
     left: int
     crop: int  # side of the square crop
     mirrored: bool
+    color: tuple[int, int, int] = (0, 0, 0)  # of padding
+
+    @property
+    def seen(self) -> tuple[slice, slice]:
+        """Rows and columns of the resized image inside the crop."""
+        rows, columns = (slice(max(start, 0), start + self.crop) for start in (self.top, self.left))
+        return rows, columns
 
     def image(self, image: Tensor) -> Tensor:
-        """(C, H, W) uint8 -> (C, crop, crop) by bilinear interpolation with antialiasing, 0 on padding."""
+        """(C, H, W) uint8 -> (C, crop, crop) by bilinear interpolation with antialiasing.
+
+        Padding has its color in an image, 0 in a plane (C = 1).
+        """
         resized = F.resize_image(image, [self.height, self.width], InterpolationMode.BILINEAR, antialias=True)
-        bottom, right = self.top + self.crop, self.left + self.crop
-        return self._framed(resized[:, self.top : bottom, self.left : right], 0)
+        framed = self._framed(resized[:, *self.seen], 0)
+        if any(self.color) and len(framed) == 3:
+            framed = torch.where(self.valid(), framed, framed.new_tensor(self.color)[:, None, None])
+        return framed
 
     def nearest(self, plane: Tensor, fill: float) -> Tensor:
         """(..., H, W) of any type -> (..., crop, crop) by the nearest pixel, `fill` on padding.
@@ -60,17 +73,18 @@ class Place(NamedTuple):
         Nearest by the pixel's center, as PIL does: v2's own choice for masks rounds down and so shifts a shrunk mask
         against its image by up to half a pixel.
         """
-        rows = _sources(plane.shape[-2], self.height)[self.top : self.top + self.crop]
-        columns = _sources(plane.shape[-1], self.width)[self.left : self.left + self.crop]
-        picked = plane.numpy().take(rows, -2).take(columns, -1)  # a twentieth of the time of torch's index_select
+        rows, columns = self.seen
+        ys, xs = _sources(plane.shape[-2], self.height)[rows], _sources(plane.shape[-1], self.width)[columns]
+        picked = plane.numpy().take(ys, -2).take(xs, -1)  # a twentieth of the time of torch's index_select
         return self._framed(torch.from_numpy(picked), fill)
 
     def boxes(self, boxes: Boxes, height: int, width: int) -> Boxes:
         """Boxes of an image of that size -> the same in pixels of the crop, cut at its borders and at the padding."""
         scale = boxes.edges.new_tensor([self.width / width, self.height / height]).repeat(2)
-        seen = min(self.width - self.left, self.crop), min(self.height - self.top, self.crop)
+        first = max(-self.left, 0), max(-self.top, 0)
+        last = min(self.width - self.left, self.crop), min(self.height - self.top, self.crop)
         edges = boxes.edges * scale - boxes.edges.new_tensor([self.left, self.top]).repeat(2)
-        edges = edges.clamp(min=0).minimum(edges.new_tensor(seen).repeat(2))
+        edges = edges.maximum(edges.new_tensor(first).repeat(2)).minimum(edges.new_tensor(last).repeat(2))
         if self.mirrored:
             left, top, right, bottom = edges.unbind(1)
             edges = torch.stack((self.crop - right, top, self.crop - left, bottom), 1)
@@ -78,29 +92,43 @@ class Place(NamedTuple):
 
     def valid(self) -> Tensor:
         """(crop, crop) bool, False on padding."""
-        seen = (min(self.height - self.top, self.crop), min(self.width - self.left, self.crop))
-        return self._framed(torch.ones(seen, dtype=torch.bool), False)
+        return self._framed(torch.ones(self.height, self.width, dtype=torch.bool)[self.seen], False)
 
     def _framed(self, seen: Tensor, fill: float) -> Tensor:
         """Padded to the crop's size, mirrored, contiguous."""
         height, width = seen.shape[-2:]
         if min(height, width) < self.crop:
-            seen = torch.nn.functional.pad(seen, [0, self.crop - width, 0, self.crop - height], value=fill)
+            left, top = max(-self.left, 0), max(-self.top, 0)
+            sides = [left, self.crop - width - left, top, self.crop - height - top]
+            seen = torch.nn.functional.pad(seen, sides, value=fill)
         seen = seen.contiguous()
         return seen.flip(-1) if self.mirrored else seen
 
 
 class WeakView:
-    """Geometry only: random long side, padding to the right and bottom, random crop, mirror with p = 0.5.
+    """Geometry only: random long side, padding, random crop, mirror with p = 0.5.
 
     The long side becomes a uniform integer in [scale[0], scale[1]] times its length.  `mirror=False` for sets in which
     a mirrored image is no valid image.  Raises ValueError for factors that are not positive and ascending.
+
+    Args:
+        base: what the scale is of instead of the long side's own length, pixels.
+        law: "halves": factors below 1 are as likely as those above, uniform in each half, and both sides are rounded
+            down.
+        scales: the only factors, each as likely.
+        padding: of images smaller than the crop, to the right and bottom, or by half on either side.
+        color: of padding.
     """
 
-    def __init__(self, crop: int, scale: tuple[float, float] = (0.5, 2.0), *, mirror: bool) -> None:
+    def __init__(
+        self, crop: int, scale: tuple[float, float] = (0.5, 2.0), *, mirror: bool, base: int | None = None,
+        law: Literal["uniform", "halves"] = "uniform", scales: Sequence[float] | None = None,
+        padding: Literal["corner", "center"] = "corner", color: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:  # fmt: skip
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two positive factors in ascending order, not {tuple(scale)}")
         self.crop, self.scale, self.mirror = crop, scale, mirror
+        self.base, self.law, self.scales, self.padding, self.color = base, law, scales, padding, color
 
     def __call__(self, image: Tensor, mask: Tensor | None, given: tuple[Tensor, Tensor] | None = None) -> WeakCrop:
         """(3, H, W) uint8 and (H, W) uint8 or None (nothing known) -> crops of both; `given` as of `crop_at`."""
@@ -124,12 +152,27 @@ class WeakView:
 
     def place(self, height: int, width: int) -> Place:
         """Draws a place in an image of that size; other planes of the image can be cropped by it too."""
+        height, width = self._resized(height, width)
+        top, left = (
+            int(torch.randint(0, s - self.crop + 1, ())) if s > self.crop else self._padded(s) for s in (height, width)
+        )
+        return Place(height, width, top, left, self.crop, self.mirror and bool(torch.rand(1) < 0.5), self.color)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
         long = max(height, width)
-        low, high = (max(1, int(long * factor)) for factor in self.scale)
-        side = int(torch.randint(low, high + 1, ()))
-        height, width = (max(1, int(s * side / long + 0.5)) for s in (height, width))
-        top, left = (int(torch.randint(0, s - self.crop + 1, ())) if s > self.crop else 0 for s in (height, width))
-        return Place(height, width, top, left, self.crop, self.mirror and bool(torch.rand(1) < 0.5))
+        base = self.base or long
+        if self.scales is None and self.law == "uniform":
+            low, high = (max(1, int(base * factor)) for factor in self.scale)
+            side = int(torch.randint(low, high + 1, ()))
+            return max(1, int(height * side / long + 0.5)), max(1, int(width * side / long + 0.5))
+        if self.scales is not None:
+            factor = self.scales[int(torch.randint(len(self.scales), ()))]
+        else:
+            factor = uniform(*((self.scale[0], 1.0) if torch.rand(()) < 0.5 else (1.0, self.scale[1])))
+        return max(1, int(height * factor * base / long)), max(1, int(width * factor * base / long))
+
+    def _padded(self, side: int) -> int:
+        return -((self.crop - side) // 2) if self.padding == "center" else 0
 
 
 class Colors(NamedTuple):
@@ -210,14 +253,16 @@ class Cutout:
         p: probability.
         area: bounds, shares of the image.
         ratio: bounds of height / width.
+        whole: makes pixels of a side: round, or int (released code).
     """
 
     def __init__(
-        self, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3)
-    ) -> None:
+        self, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4), ratio: tuple[float, float] = (0.3, 1 / 0.3),
+        whole: Callable[[float], int] = round,
+    ) -> None:  # fmt: skip
         if not 0 <= p <= 1 or not 0 < area[0] <= area[1] < 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"Cutout needs p in [0, 1], area in (0, 1) and ratio > 0, got {p=}, {area=}, {ratio=}")
-        self.p, self.area, self.ratio = p, area, ratio
+        self.p, self.area, self.ratio, self.whole = p, area, ratio, whole
 
     def __call__(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Views (V, 3, H, W) uint8 of one image and its label (H, W) -> copies without the same rectangle."""
@@ -247,7 +292,7 @@ class Cutout:
             u = torch.rand(4).tolist()
             area = (self.area[0] + (self.area[1] - self.area[0]) * u[0]) * height * width
             ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * u[1]
-            h, w = max(1, round((area * ratio) ** 0.5)), max(1, round((area / ratio) ** 0.5))
+            h, w = max(1, self.whole((area * ratio) ** 0.5)), max(1, self.whole((area / ratio) ** 0.5))
             y, x = int(u[2] * height), int(u[3] * width)
             if y + h <= height and x + w <= width:
                 return slice(y, y + h), slice(x, x + w)

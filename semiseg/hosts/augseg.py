@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class AugSegOptions(Options):
     )
     unlabeled_weight: float = option("of the unlabeled loss", default=1.0, symbol="λ_u", ge=0)
     copy_epochs: int = option("the teacher is the student for so long", default=1, unit="epochs", ge=0)
+    padding: bool = option(
+        "padding of unlabeled images is labeled, learned and counted as any pixel (released code)",
+        default=False, later=True,
+    )  # fmt: skip
+    ramp: Literal["after_copy", "from_start"] = option(
+        "the first steps of the average, in which it follows faster, count from the last copy, or from the first "
+        "step (released code)", default="after_copy", later=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if min(*self.inject, *self.cut) <= 0:
@@ -104,6 +112,7 @@ def build(recipe: Recipe, classes: int) -> MeanTeacher:
     return mean_teacher(
         recipe, classes, mix=mixer(recipe, AdaptiveInjection(o.inject, o.cut, o.adaptive), classes), unlabeled_from=0.0,
         unlabeled_weight=o.unlabeled_weight, copy_until=o.copy_epochs / recipe.optimization.epochs,
+        count_copies=o.ramp == "from_start", padding=o.padding,
     )  # fmt: skip
 
 
@@ -121,10 +130,24 @@ def settings(base: Recipe) -> Recipe:
     )
 
 
+def official(base: Recipe) -> Recipe:
+    """ZhenZHAO/AugSeg @ 7ead870: padding is a pixel, and the ramp of the average starts with the training."""
+    base = base.having(replace(base[AugSegOptions], padding=True, ramp="from_start"))
+    if base.scale != "paper" or base.data not in ("voc", "cityscapes"):
+        return base
+    network = replace(
+        base.network, stem="deep", multi_grid=(2, 2, 4), projection=1, pyramid_dropout=0.0, dropout=0.0
+    )  # fmt: skip
+    optimization = replace(base.optimization, padding_color="mean")
+    if base.data == "voc":
+        return base.having(network, replace(optimization, resize_base=500))
+    return base.having(network, optimization, replace(base.evaluation, step=533, border="cut"))
+
+
 METHOD = Method(
     "augseg", title="AugSeg", color="#e6ab02", options=AugSegOptions, build=build,
     reads=("tau", "decay", "divisor", "teacher"), settings=settings,
-    loading=lambda recipe: {"strong": RandomIntensity(recipe[AugSegOptions].changes)},
+    readings={"official": official}, loading=lambda recipe: {"strong": RandomIntensity(recipe[AugSegOptions].changes)},
     unlabeled_weights=("augseg.unlabeled_weight",), paper="Zhao et al., CVPR 2023", cite="zhao2023augseg", year=2023,
     chapter="notebooks/hosts",
 )  # fmt: skip

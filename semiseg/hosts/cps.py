@@ -8,18 +8,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..build import criterion, make_student, mixer, weigher
-from ..components import NoMix, UniformWeight, entropy, weighed
+from ..build import criterion, make_student, mixer, mixes, weigher
+from ..components import NoMix, UniformWeight, entropy, read_as, weighed
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Evaluation, Optimization, Options, option, options
 from ..registry import Method
+from ..scales import labeled_share
 from ..statistics import logged, pseudo_label_statistics, share
 from ..types import Batch, Host, Mixer, Output, Paste, PixelWeighter, Step, Target, View
 
@@ -46,6 +47,10 @@ class CPSOptions(Options):
     label_mode: Literal["eval", "train"] = option("train: batch statistics and dropout (released code)", default="eval")
     padding: bool = option("True: padding is supervised too (released code)", default=False)
     color: bool = option("True: the color-jittered view is mixed; False: the weak one", default=False)
+    donor: Literal["next", "same"] = option(
+        "what boxes show: the next image of the batch, or another crop of the same image (released code, by "
+        "accident); a plug-in that mixes has donors of its own", default="next", later=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -67,18 +72,22 @@ class ToggledBoxes:
     Args:
         boxes: per image.
         area: bounds of a.
+        apart: the images it is given are followed by as many donors, one for each, and only they are mixed.
 
     Raises:
         ValueError: no box, or bounds outside (0, 1].
     """
 
-    def __init__(self, boxes: int, area: tuple[float, float]) -> None:
+    def __init__(self, boxes: int, area: tuple[float, float], apart: bool = False) -> None:
         if boxes < 1 or not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"ToggledBoxes needs boxes >= 1 and 0 < low <= high <= 1, got {boxes=}, {area=}")
-        self.boxes, self.area = boxes, area
+        self.boxes, self.area, self.apart = boxes, area, apart
 
     def __call__(self, own: View, donors: View) -> Paste:
         source = NoMix()(own, donors).source
+        partner = source.roll(-1, 0)
+        if self.apart:
+            source, partner = source.chunk(2)
         b, h, w = source.shape
         foreign = torch.zeros(source.shape, dtype=torch.bool)
         for i in range(b):
@@ -89,7 +98,7 @@ class ToggledBoxes:
                 box_h, box_w = (round(n * side) for n, side in zip((h, w), sides, strict=True))
                 y, x = (int(torch.randint(n - box + 1, ())) for n, box in ((h, box_h), (w, box_w)))
                 foreign[i, y : y + box_h, x : x + box_w].logical_not_()
-        return Paste(torch.where(foreign.to(source.device), (source + 1) % b, source))
+        return Paste(torch.where(foreign.to(source.device), partner, source))
 
 
 def same_backbone_other_head(network: nn.Module) -> nn.Module:
@@ -150,6 +159,7 @@ class CrossPseudoSupervision(Host):
         self.weigh = weigh or UniformWeight()
         self.weigh_other = copy.deepcopy(self.weigh)
         self.mix, self.shared_mask, self.options, self.criterion = mix, shared_mask, options, criterion
+        self.crops = 2 if isinstance(mix, ToggledBoxes) and mix.apart else 1
 
     def losses(self, batch: Batch, t: float) -> Step:
         f1, f2, truth = self.student, self.other, Target.from_labels(batch.y)
@@ -192,14 +202,10 @@ class CrossPseudoSupervision(Host):
         statistics = pseudo_label_statistics(labels2.target, batch.u_hidden) | {"agreement": agreement}
         return Step(losses, statistics | logged(self.weigh_other, self.mix))
 
-    @torch.no_grad()
     def _clean(self, network: nn.Module, batch: Batch) -> Output:
-        """What a network says about the clean unlabeled images."""
-        was_training = network.training
-        network.train(was_training and self.options.label_mode == "train")
-        output = network(batch.u_weak)
-        network.train(was_training)
-        return output
+        """What a network says about the clean unlabeled images; donors of their own have a pass of their own."""
+        each = [read_as(network, images, self.options.label_mode) for images in batch.u_weak.chunk(self.crops)]
+        return Output(*map(torch.cat, zip(*each, strict=True)))
 
     def _view(self, output: Output, batch: Batch) -> View:
         """The unlabeled images with a network's labels."""
@@ -226,7 +232,7 @@ def _hard(output: Output, known: Tensor) -> Target:
 
 def build(recipe: Recipe, classes: int) -> CrossPseudoSupervision:
     o = recipe[CPSOptions]
-    usual = ToggledBoxes(o.boxes, o.area) if o.mixed else None
+    usual = ToggledBoxes(o.boxes, o.area, o.donor == "same") if o.mixed else None
     mix = mixer(recipe, usual, classes)
     return CrossPseudoSupervision(
         make_student(recipe, classes), o, weigh=weigher(recipe, classes), mix=mix,
@@ -235,29 +241,67 @@ def build(recipe: Recipe, classes: int) -> CrossPseudoSupervision:
     )  # fmt: skip
 
 
+def loading(recipe: Recipe) -> dict[str, Any]:
+    o = recipe[CPSOptions]
+    return {"crops": 2 if o.donor == "same" and o.mixed and not mixes(recipe) else 1}
+
+
+def passes(base: Recipe) -> tuple[int, int | None]:
+    """Epochs over unlabeled images, and their steps where the size of the list is not known.
+
+    TorchSemiSeg's rule: on every list as many steps as so many passes over all images in batches of 16.
+    """
+    city, share = base.data == "cityscapes", labeled_share(base.data, base.split)
+    if share is None:
+        return (137, 326) if city else (34, 1167)
+    return round((120 if city else 30) / (1 - share % 1)), None
+
+
 def settings(base: Recipe) -> Recipe:
     """At paper scale the stored configurations of charlesCXK/TorchSemiSeg @ 5e0c29c: CPS with CutMix, ResNet-101."""
     base = base.having(replace(base.consistency, decay=0.99))
     if base.scale != "paper":
         return base
     city = base.data == "cityscapes"
-    epochs = (128, 137, 160, 240) if city else (32, 34, 40, 60)  # by share, which keeps the number of steps alike
-    of_split = dict(zip(("1_16", "1_8", "1_4", "1_2"), epochs, strict=True))
+    epochs, steps = passes(base)
     optimization = Optimization(
-        crop=800 if city else 512, batch=8, epochs=of_split.get(base.split, epochs[-1]), lr=2e-2 if city else 1e-2,
+        crop=800 if city else 512, batch=8, epochs=epochs, epoch_steps=steps, lr=2e-2 if city else 1e-2,
         head_lr_factor=1.0, ohem=city,
     )  # fmt: skip
     evaluation = Evaluation("sliding", 800, 533) if city else Evaluation("sliding", 512, 341)
     return base.having(optimization, evaluation, CPSOptions(weight=5.0 if city else 1.0))
 
 
+def torchsemiseg(base: Recipe) -> Recipe:
+    """What the experiments of charlesCXK/TorchSemiSeg @ 5e0c29c have in common at paper scale.
+
+    Every loss is divided by the number of GPUs before gradients are averaged over them: the rate here is what is left,
+    and the decay, which is not divided, so much larger.
+    """
+    city, (epochs, steps) = base.data == "cityscapes", passes(base)
+    network = replace(
+        base.network, stem="deep", multi_grid=(2, 2, 4), projection=1, pyramid_dropout=0.0, dropout=0.0
+    )  # fmt: skip
+    optimization = replace(
+        base.optimization, crop=800 if city else 512, batch=8, epochs=epochs, epoch_steps=steps, lr=2.5e-3,
+        head_lr_factor=1.0, decay_norms=False, weight_decay=8e-4 if city else 4e-4,
+        scales=(0.5, 0.75, 1.0, 1.5, 1.75, 2.0), padding="center", padding_color="mean",
+    )  # fmt: skip
+    size, step = (800, 534) if city else (512, 342)
+    return base.having(network, optimization, replace(base.evaluation, protocol="sliding", size=size, step=step))
+
+
 def official(base: Recipe) -> Recipe:
-    """charlesCXK/TorchSemiSeg @ 5e0c29c."""
-    return base.having(replace(base[CPSOptions], label_mode="train", padding=True))
+    """charlesCXK/TorchSemiSeg @ 5e0c29c; at paper scale also its donors, network, rates and windows."""
+    own = replace(base[CPSOptions], label_mode="train", padding=True)
+    if base.scale != "paper":
+        return base.having(own)
+    base = base.having(replace(own, donor="same"))
+    return torchsemiseg(base) if base.data in ("voc", "cityscapes") else base
 
 
 METHOD = Method(
-    "cps", title="CPS", color="#937860", options=CPSOptions, build=build, settings=settings,
+    "cps", title="CPS", color="#937860", options=CPSOptions, build=build, settings=settings, loading=loading,
     readings={"official": official}, paper="Chen et al., CVPR 2021", cite="chen2021cps", year=2021,
     chapter="notebooks/hosts",
 )  # fmt: skip

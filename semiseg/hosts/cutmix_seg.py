@@ -106,7 +106,7 @@ def build(recipe: Recipe, classes: int) -> CutMixSegmentation:
     c = recipe.consistency
     return CutMixSegmentation(
         make_student(recipe, classes), recipe[CutMixSegOptions], weigh=weigher(recipe, classes),
-        mix=mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area), classes), criterion=criterion(recipe),
+        mix=mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area, c.cutmix_sides), classes), criterion=criterion(recipe),
         **teacher_options(recipe),
     )  # fmt: skip
 
@@ -117,8 +117,26 @@ def settings(base: Recipe) -> Recipe:
     return base.having(own, replace(base.consistency, decay=0.99, cutmix_p=1.0))
 
 
+def official(base: Recipe) -> Recipe:
+    """Britefury/cutmix-semisup-seg @ af6183a, on PASCAL VOC DeepLabV3+: other colors, a teacher in training mode."""
+    base = base.having(replace(base[CutMixSegOptions], color=True), replace(base.consistency, teacher="ema_train"))
+    if base.scale != "paper" or base.data != "voc":
+        return base
+    network = replace(
+        base.network, weights="imagenet_v1", output_stride=8, rates=(12, 24, 36), projection=1, pyramid_dropout=0.5,
+        dropout=0.0,
+    )  # fmt: skip
+    optimization = replace(
+        base.optimization, batch=10, crop=321, resize=(0.5, 1.5), scales=tuple(i / 10 for i in range(5, 16)),
+        padding="center", padding_color="mean", optimizer="adamw", weight_decay=0.0, lr=1e-5, head_lr_factor=1.0,
+        power=0.0, epochs=40, epoch_steps=1000,
+    )  # fmt: skip
+    return base.having(network, optimization, replace(base.evaluation, protocol="whole"))
+
+
 METHOD = Method(
     "cutmix_seg", title="CutMix-Seg", color="#dd8452", options=CutMixSegOptions, build=build,
-    reads=("decay", "teacher", "cutmix_p", "cutmix_area"), settings=settings,
+    reads=("decay", "teacher", "cutmix_p", "cutmix_area", "cutmix_sides"), settings=settings,
+    readings={"official": official},
     paper="French et al., BMVC 2020", cite="french2020cutmixseg", year=2020, chapter="notebooks/hosts",
 )  # fmt: skip

@@ -6,6 +6,7 @@ teacher(x, u_weak) -> pseudo-label -> mix -> student(x, mixed [, u_weak]) -> wei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,8 @@ class MeanTeacher(Host):
         unlabeled_from, perturb_from: shares of training in [0, 1] from which the unlabeled terms, and the feature
             perturbation, take part.  Before `unlabeled_from` the teacher is a copy of the student.
         copy_until: share of training until which it is a copy at any rate (AugSeg).
+        count_copies: copies made from `unlabeled_from` on count as steps of the average, whose ramp is then further.
+        padding: of unlabeled images is a pixel like any other (released code of AugSeg).
     """
 
     student: DeepLabV3Plus
@@ -80,6 +83,8 @@ class MeanTeacher(Host):
         unlabeled_from: float = 0.0,
         perturb_from: float = 0.0,
         copy_until: float = 0.0,
+        count_copies: bool = False,
+        padding: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, Teacher(student, decay, own_statistics)
@@ -89,13 +94,16 @@ class MeanTeacher(Host):
         self.unlabeled_weight, self.perturbed_weights = unlabeled_weight, perturbed_weights
         self.unlabeled_from, self.perturb_from = unlabeled_from, perturb_from
         self.copy_until, self._copying = max(copy_until, unlabeled_from), False
+        self.count_copies, self._counted, self.padding = count_copies, False, padding
 
     def losses(self, batch: Batch, t: float) -> Step:
         """The steps that hosts share (`taught`, `pasted`, `weigh_and_mix`) are in `components`."""
-        self._copying = t < self.copy_until
+        self._copying, self._counted = t < self.copy_until, self.count_copies and t >= self.unlabeled_from
         if t < self.unlabeled_from:
             return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
         n, size = len(batch.x), batch.x.shape[-2:]
+        if self.padding:
+            batch = batch._replace(u_valid=torch.ones_like(batch.u_valid))
 
         # 1. the teacher reads both weak views; its prediction on the unlabeled one becomes the target
         labeled, weak = taught(self.teacher, self.label, batch, t)
@@ -154,7 +162,7 @@ class MeanTeacher(Host):
 
     def after_step(self) -> None:
         if self._copying:
-            self.teacher.copy(self.student)
+            self.teacher.copy(self.student, self._counted)
         else:
             self.teacher.follow(self.student)
 
@@ -168,7 +176,7 @@ def mean_teacher(recipe: Recipe, classes: int, student: DeepLabV3Plus | None = N
     c = recipe.consistency
     usual = {
         "label": ConfidentLabels(c.tau),
-        "mix": mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area), classes),
+        "mix": mixer(recipe, CutMix(c.cutmix_p, c.cutmix_area, c.cutmix_sides), classes),
         "weigh": weigher(recipe, classes),
         "divisor": c.divisor,
         "criterion": criterion(recipe),
@@ -177,16 +185,27 @@ def mean_teacher(recipe: Recipe, classes: int, student: DeepLabV3Plus | None = N
     return MeanTeacher(student or make_student(recipe, classes), **(usual | teacher_options(recipe) | own))
 
 
-ALL = tuple(
-    o.name for o in Consistency.described() if o.name != "unlabeled_weight"
-)  # methods have weights of their own
+ALL = tuple(  # methods have weights of their own, and boxes of that kind are not of this host
+    o.name for o in Consistency.described() if o.name not in ("unlabeled_weight", "box_sides")
+)
 WITHOUT_TAU = tuple(name for name in ALL if name != "tau")  # for pseudo-labels without a threshold
+
+
+def official(base: Recipe) -> Recipe:
+    """Gavinwxy/DDFP @ 7956c72 without its flow: the teacher is the student itself."""
+    base = base.having(replace(base.consistency, teacher="self", cutmix_sides="width"))
+    if base.scale != "paper" or base.data not in ("voc", "cityscapes"):
+        return base
+    network = replace(base.network, stem="deep", pyramid_dropout=0.1)
+    cut = replace(base.evaluation, border="cut")
+    return base.having(network, cut if base.data == "cityscapes" else base.evaluation)
+
 
 # `registry` finds it; `reads` are the fields of `Consistency` that it uses.
 METHOD = Method(
     "mean_teacher", title="mean teacher", color="#4c72b0", reads=(*ALL, "unlabeled_weight"),
     build=lambda recipe, classes: mean_teacher(recipe, classes, unlabeled_weight=recipe.consistency.unlabeled_weight),
-    unlabeled_weights=("consistency.unlabeled_weight",),
+    readings={"official": official}, unlabeled_weights=("consistency.unlabeled_weight",),
     paper="Tarvainen and Valpola, NeurIPS 2017, with CutMix and a threshold", cite="tarvainen2017meanteacher",
     year=2017, chapter="notebooks/hosts",
 )  # fmt: skip

@@ -22,6 +22,7 @@ from ..options import Options, option, options
 from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics
 from ..types import Batch, Host, Mixer, Output, PixelWeighter, Step, Target
+from .cps import torchsemiseg
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -43,6 +44,7 @@ class MeanTeacherMSEOptions(Options):
     )
     color: bool = option("the student sees other colors; False: the image the teacher saw (TorchSemiSeg)", default=True)
     on_labeled: bool = option("consistency on labeled images too, all their pixels alike (TorchSemiSeg)", default=False)
+    padding: bool = option("padding of unlabeled images counts as any pixel (TorchSemiSeg)", default=False, later=True)
 
 
 def ramp_up(t: float, share: float) -> float:
@@ -82,6 +84,8 @@ class SoftMeanTeacher(Host):
 
     def losses(self, batch: Batch, t: float) -> Step:
         n = len(batch.x)
+        if self.options.padding:
+            batch = batch._replace(u_valid=torch.ones_like(batch.u_valid))
 
         # 1. the teacher reads both weak views; its probabilities on the unlabeled one are the target
         labeled, weak = taught(self.teacher, self.label, batch, t)
@@ -124,7 +128,11 @@ def official(base: Recipe) -> Recipe:
     """The rerun that papers quote (charlesCXK/TorchSemiSeg @ 5e0c29c): one image for both networks, labeled ones too, a
     teacher with own statistics."""
     own = replace(base[MeanTeacherMSEOptions], ramp_up=0.0, color=False, on_labeled=True)
-    return base.having(own, replace(base.consistency, teacher="ema_train", decay=0.99))
+    base = base.having(own, replace(base.consistency, teacher="ema_train", decay=0.99))
+    if base.scale != "paper":
+        return base
+    base = base.having(replace(own, padding=True))
+    return torchsemiseg(base) if base.data == "voc" else base
 
 
 METHOD = Method(

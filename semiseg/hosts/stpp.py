@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn as nn
@@ -19,7 +19,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, weigher
-from ..components import NoMix, UniformWeight, given, pasted, weigh_and_mix
+from ..components import WHOLE, NoMix, UniformWeight, given, pasted, weigh_and_mix
+from ..data.transforms import Cutout
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Evaluation, Options, option, options
@@ -262,8 +263,23 @@ def settings(base: Recipe) -> Recipe:
     return base.having(network, optimization, Evaluation("whole", every=1))
 
 
+def official(base: Recipe) -> Recipe:
+    """LiheYoung/ST-PlusPlus @ f4e7a57: the epoch best on the validation set labels, and nothing is averaged."""
+    own = replace(base[STPPOptions], labeled_by="student", teacher="best_val")
+    base = base.having(own, replace(base.consistency, decay=0.0, box_sides="int"))
+    if base.scale != "paper" or base.data not in ("voc", "cityscapes"):
+        return base
+    network = replace(base.network, weights="imagenet_v1", projection=1, pyramid_dropout=0.5)
+    optimization = replace(base.optimization, resize_base=400 if base.data == "voc" else None)
+    return base.having(network, optimization, replace(base.evaluation, protocol="whole", every=1))
+
+
+def loading(recipe: Recipe) -> dict[str, Any]:
+    return {"cutout": Cutout(recipe[STPPOptions].cutout, whole=WHOLE[recipe.consistency.box_sides])}
+
+
 METHOD = Method(
     "stpp", title="ST++", color="#a6b727", options=STPPOptions, build=build, settings=settings, stages=stages,
-    loading=lambda recipe: {"cutout": recipe[STPPOptions].cutout}, paper="Yang et al., CVPR 2022",
+    reads=("decay", "box_sides"), readings={"official": official}, loading=loading, paper="Yang et al., CVPR 2022",
     cite="yang2022stpp", year=2022, chapter="notebooks/hosts",
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch.nn as nn
@@ -12,6 +14,7 @@ from ..build import criterion, make_student
 from ..losses import labeled_cross_entropy
 from ..models.teacher import Teacher
 from ..registry import Method
+from ..scales import IMAGES, labeled_share
 from ..types import Batch, Host, Output, Step, Target
 
 if TYPE_CHECKING:
@@ -48,6 +51,44 @@ def build(recipe: Recipe, classes: int) -> Supervised:
     return Supervised(make_student(recipe, classes), criterion=criterion(recipe), decay=recipe.consistency.decay)
 
 
+def of_unimatch(base: Recipe, batch: int, ohem_share: float) -> Recipe:
+    """What both trainings of LiheYoung/UniMatch @ 0324f3dd have in common at paper scale.
+
+    On COCO the encoder stays, since theirs is an Xception.
+
+    ohem_share: what 200,000 pixels are of the labeled images of one of 4 GPUs.
+    """
+    if base.scale != "paper" or base.data not in IMAGES:
+        return base
+    city, coco = base.data == "cityscapes", base.data == "coco"
+    network = replace(
+        base.network, stem="resnet" if coco else "deep", projection=1, pyramid_dropout=0.0, dropout=0.0
+    )  # fmt: skip
+    optimization = replace(
+        base.optimization, batch=batch, crop={"voc": 321, "cityscapes": 801, "coco": 513}[base.data],
+        epochs={"voc": 80, "cityscapes": 240, "coco": 30}[base.data], epoch_steps=None, ohem=city,
+        ohem_share=ohem_share if city else None,
+        lr={"voc": 1e-3, "cityscapes": 5e-3, "coco": 4e-3}[base.data], head_lr_factor=1.0 if city else 10.0,
+    )  # fmt: skip
+    whole = replace(base.evaluation, protocol="whole", every=1)
+    windows = replace(base.evaluation, protocol="sliding", size=801, step=534, border="cut", every=1)
+    return base.having(network, optimization, windows if city else whole)
+
+
+def official(base: Recipe) -> Recipe:
+    """LiheYoung/UniMatch @ 0324f3dd, supervised.py: passes over labeled images, 4 of them on each of 4 GPUs.
+
+    The share of a GPU is rounded up, and what does not fill its batch is dropped.  For lists of other names the number
+    of labeled images is not known; set optimization.epoch_steps.
+    """
+    made, share = of_unimatch(base, 16, 0.07793), labeled_share(base.data, base.split)
+    if made is base or share is None:
+        return made
+    steps = math.ceil(math.ceil(IMAGES[base.data] * share) / 4) // 4
+    return made.having(replace(made.optimization, epoch_steps=max(1, steps)))
+
+
 METHOD = Method(
-    "supervised", title="supervised", color="#8c8c8c", build=build, unlabeled=False, year=0, chapter="notebooks/hosts",
+    "supervised", title="supervised", color="#8c8c8c", build=build, unlabeled=False, year=0,
+    readings={"official": official}, chapter="notebooks/hosts",
 )  # fmt: skip

@@ -170,7 +170,7 @@ def build(recipe: Recipe, classes: int) -> U2PL:
     c, o, epochs = recipe.consistency, recipe[U2PLOptions], recipe.optimization.epochs
     student = make_student(recipe, classes, embedding=o.embedding if o.weight else 0)
     drop = EntropyFilter(o.drop, stages=epochs)
-    usual = CutMix(c.cutmix_p, c.cutmix_area) if o.mixer == "cutmix" else ClassMix(c.cutmix_p)
+    usual = CutMix(c.cutmix_p, c.cutmix_area, c.cutmix_sides) if o.mixer == "cutmix" else ClassMix(c.cutmix_p)
     return U2PL(
         student, o, drop, weigh=weigher(recipe, classes), mix=mixer(recipe, usual, classes), divisor=c.divisor,
         auxiliary=UnreliableContrast(classes, o, drop) if o.weight else None, criterion=criterion(recipe),

@@ -76,7 +76,8 @@ class Model:
         """(B, 3, H, W) uint8 -> class probabilities (B, K, H, W) float32 on the model's device."""
         height, width = images.shape[-2:]
         size, step = self.windows(height, width, window)
-        return sliding(self.network, Normalize()(images).to(self.device), size, step)
+        border = self.recipe.evaluation.border if window is None else "inside"
+        return sliding(self.network, Normalize()(images).to(self.device), size, step, border)
 
     def __call__(self, image: Tensor, window: int | None = None) -> Tensor:
         """(3, H, W) uint8 -> class ids (H, W) uint8 on the CPU."""

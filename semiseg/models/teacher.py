@@ -47,8 +47,12 @@ class Teacher(nn.Module):
         return self.model(x)
 
     @torch.no_grad()
-    def copy(self, student: nn.Module) -> None:
-        """Become the student, buffers included (warm-up)."""
+    def copy(self, student: nn.Module, counted: bool = False) -> None:
+        """Become the student, buffers included (warm-up).
+
+        counted: a step of the average, so that its ramp goes on (released code of AugSeg and DGCL).
+        """
+        self.steps += counted
         for mine, other in zip(self.model.state_dict().values(), student.state_dict().values(), strict=True):
             mine.copy_(other)
 

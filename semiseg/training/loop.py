@@ -26,6 +26,7 @@ from ..data.dataset import SegmentationData
 from ..data.loader import Batches, training_batches
 from ..data.resident import resident
 from ..data.splits import Split
+from ..data.transforms import MEAN_COLOR, WeakView
 from ..options import Optimization
 from ..recipe import Recipe
 from ..runs import METRICS, RECORD, WEIGHTS, environment, peak_memory, write_text
@@ -143,10 +144,18 @@ def _batches(fabric: Fabric, task: Fit, start: int) -> Batches:
     return training_batches(
         task.data, task.split, crop=o.crop, scale=o.resize, batch=max(1, o.batch // fabric.world_size),
         steps=task.steps, start=start, seed=task.recipe.seed, workers=task.workers, rank=fabric.global_rank,
-        world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled,
+        world=fabric.world_size, strong_labels=o.strong_labels, unlabeled=task.unlabeled, weak=weak_view(o),
         objects=task.objects, send=fabric.to_device,
         keep=partial(resident, device=fabric.device, wanted=task.resident),
         **registry.method(task.recipe.method).loading(task.recipe),
+    )  # fmt: skip
+
+
+def weak_view(o: Optimization) -> Callable[..., WeakView]:
+    """The geometry that a recipe asks for, but for crop and bounds of the scale."""
+    color = MEAN_COLOR if o.padding_color == "mean" else (0, 0, 0)
+    return partial(
+        WeakView, base=o.resize_base, law=o.resize_law, scales=o.scales, padding=o.padding, color=color
     )  # fmt: skip
 
 
@@ -173,6 +182,8 @@ def _set_up(fabric: Fabric, task: Fit) -> tuple[Host, Callable[[Batch, float], S
 def make_optimizer(host: Host, o: Optimization, fused: bool = False) -> torch.optim.Optimizer:
     """SGD or AdamW over encoder and head.  Teachers need no gradient; what a part optimizes itself is left to it.
 
+    Where `decay_norms` is off, parameters of one dimension (biases, scales and shifts) form two further groups.
+
     fused: one kernel for all parameters, on a GPU.
     """
     own = {id(p) for p in host.own_parameters()}
@@ -183,6 +194,11 @@ def make_optimizer(host: Host, o: Optimization, fused: bool = False) -> torch.op
         {"params": [p for p in trained if id(p) in encoder], "lr": o.lr},
         {"params": [p for p in trained if id(p) not in encoder], "lr": o.lr * o.head_lr_factor},
     ]
+    if not o.decay_norms:
+        spared = [[p for p in group["params"] if p.dim() < 2] for group in groups]
+        for group, params in zip(tuple(groups), spared, strict=True):
+            groups.append({**group, "params": params, "weight_decay": 0.0})
+            group["params"] = [p for p in group["params"] if p.dim() > 1]
     if o.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=o.momentum, weight_decay=o.weight_decay, fused=fused)
     return torch.optim.AdamW(groups, weight_decay=o.weight_decay, fused=fused)
@@ -234,7 +250,7 @@ def _scorer(task: Fit, ids: Sequence[str]) -> Callable[[nn.Module], ev.Scores]:
 
 def _finish(
     record: dict[str, Any], part: Path, host: Host, rows: list[dict[str, Any]], scores: dict[str, ev.Scores],
-    select: Selection | None, how: Mapping[str, Any],
+    select: Selection | None, how: dict[str, Any],
 ) -> None:  # fmt: skip
     """Export the weights of the last epoch, or of the selected one, and complete the record."""
     best = {}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from semiseg.data.cached import Cached
 from semiseg.data.evaluation import evaluation_batches
 from semiseg.data.loader import TrainingStream, training_batches
+from semiseg.data.resident import OnDevice
 from semiseg.data.sets.voc import VOC
 from semiseg.data.splits import Split, first, seeded_split
+from semiseg.data.transforms import WeakView
 from semiseg.types import IGNORE, Batch
 
 PLAIN: dict[str, Any] = {
@@ -294,3 +297,29 @@ def test_cache_stops_at_its_limit_and_knows_sizes() -> None:
 def test_cache_asks_for_sizes_without_decoding(tree: Path) -> None:
     (tree / "JPEGImages" / "u.jpg").write_bytes((tree / "JPEGImages" / "u.jpg").read_bytes()[:-100])
     assert Cached(VOC(tree)).size("u") == (12, 16)  # the header is whole
+
+
+def test_a_second_crop_of_each_image_follows_the_first_ones_and_changes_nothing_else() -> None:
+    data = Textured()
+    split = first(data.train, 3, 0)
+    one, two = (TrainingStream(data, split, crop=16, batch=4, seed=0, views=2, crops=n)[2] for n in (1, 2))
+    assert torch.equal(one.x, two.x) and two.u_weak.shape[0] == two.u_valid.shape[0] == 8
+    for name in ("u_weak", "u_valid", "u_hidden"):
+        assert torch.equal(getattr(one, name), getattr(two, name)[:4]), name
+    assert torch.equal(one.u_strong, two.u_strong[:, :4]) and two.u_strong.shape[:2] == (2, 8)
+    assert all(not torch.equal(a, b) for a, b in zip(*two.u_weak.chunk(2), strict=True)), "drawn anew"
+    plain = Toy()
+    pair = TrainingStream(plain, first(plain.train, 3, 0), crop=9, batch=4, seed=0, crops=2, **PLAIN)[2]
+    assert keys(pair.u_weak[:4]) == keys(pair.u_weak[4:]), "of the same images"
+    with pytest.raises(ValueError, match="crops=0"):
+        TrainingStream(data, split, crop=16, batch=4, seed=0, crops=0)
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (124, 116, 104)])
+def test_centered_padding_is_the_same_where_images_are_kept_together(color: tuple[int, int, int]) -> None:
+    data = Textured()
+    split, view = first(data.train, 3, 0), partial(WeakView, padding="center", color=color, scales=(0.5, 1.0, 2.0))
+    stream = TrainingStream(data, split, crop=32, batch=6, seed=0, weak=view)
+    kept = OnDevice(data, split.labeled, split.unlabeled, "cpu")
+    for step in range(4):
+        assert equal(stream.packed(step), stream.render(stream.draw(step, kept.size), kept))

@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from semiseg.data import color
+from semiseg.data.boxes import Boxes
 from semiseg.data.color import gaussian_blur, jitter, shift_hue
-from semiseg.data.transforms import MEAN, SMALLEST, STD, Normalize, Place, StrongView, WeakView
+from semiseg.data.transforms import MEAN, MEAN_COLOR, SMALLEST, STD, Normalize, Place, StrongView, WeakView
 from semiseg.types import IGNORE
 
 
@@ -285,3 +286,58 @@ def test_bad_scale() -> None:
     for scale in ((0.0, 1.0), (2.0, 0.5)):
         with pytest.raises(ValueError, match="two positive factors in ascending order"):
             WeakView(8, scale, mirror=True)
+
+
+# --- what released code does otherwise ------------------------------------------------------
+
+
+def test_the_long_side_is_of_a_base_whatever_the_images_own() -> None:
+    torch.manual_seed(0)
+    view = WeakView(8, (0.5, 2.0), mirror=False, base=20)
+    places = [view.place(50, 100) for _ in range(400)]
+    assert {place.width for place in places} == set(range(10, 41))
+    assert all(place.height == int(place.width / 2 + 0.5) for place in places)
+
+
+def test_halves_are_as_often_below_as_above_the_own_size() -> None:
+    torch.manual_seed(0)
+    view = WeakView(8, (0.5, 2.0), mirror=False, law="halves")
+    widths = torch.tensor([view.place(500, 1000).width for _ in range(2000)]).float()
+    below = widths < 1000
+    assert below.float().mean() == pytest.approx(0.5, abs=0.04)
+    assert widths.min() >= 500 and widths.max() <= 2000
+    assert widths[below].mean() == pytest.approx(750, abs=20) and widths[~below].mean() == pytest.approx(1500, abs=40)
+
+
+def test_scales_are_the_only_ones_and_sides_are_rounded_down() -> None:
+    torch.manual_seed(0)
+    view = WeakView(8, (0.1, 9.0), mirror=False, scales=(0.5, 0.75, 2.0))
+    sizes = [(place.height, place.width) for place in (view.place(11, 21) for _ in range(300))]
+    assert set(sizes) == {(5, 10), (8, 15), (22, 42)}
+    assert all(80 < sizes.count(size) < 120 for size in set(sizes))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_padding_lies_around_in_its_color(mirrored: bool) -> None:
+    image, mask = coded(4, 7)
+    view = WeakView(10, (1.0, 1.0), mirror=False, padding="center", color=MEAN_COLOR)
+    place = view.place(4, 7)._replace(mirrored=mirrored)
+    crop = view.crop_at(place, image, mask, (mask, mask))
+    inside = torch.zeros(10, 10, dtype=torch.bool)
+    inside[3:7, 1:8] = True  # of 6 and 3 pixels of padding 3 and 1 come first
+    inside = inside.flip(-1) if mirrored else inside
+    assert torch.equal(crop.valid, inside)
+    values = mask.flip(-1) if mirrored else mask
+    assert torch.equal(crop.label[inside].view(4, 7), values) and (crop.label[~inside] == IGNORE).all()
+    assert torch.equal(crop.image[0][inside].view(4, 7), values)
+    assert (crop.image[:, ~inside] == torch.tensor(MEAN_COLOR)[:, None]).all()
+    assert (crop.entropy[~inside] == 0).all() and (crop.given[~inside] == IGNORE).all()
+    assert Normalize()(crop.image)[:, ~inside].abs().max() < 0.01, "0 after normalization, up to the byte"
+
+
+def test_boxes_move_with_centered_padding() -> None:
+    view = WeakView(10, (1.0, 1.0), mirror=False, padding="center")
+    place = view.place(4, 7)
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 7.0, 4.0], [2.0, 1.0, 9.0, 3.0]]), torch.tensor([1, 2]), torch.ones(2))
+    assert place.boxes(boxes, 4, 7).edges.tolist() == [[1, 3, 8, 7], [3, 4, 8, 6]]
+    assert place._replace(mirrored=True).boxes(boxes, 4, 7).edges.tolist()[0] == [2, 3, 9, 7]

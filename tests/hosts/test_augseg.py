@@ -12,7 +12,7 @@ from semiseg.data.intensity import CHANGES, RandomIntensity
 from semiseg.hosts import augseg as module
 from semiseg.hosts.augseg import AdaptiveInjection, AugSegOptions, image_confidence
 from semiseg.hosts.mean_teacher import MeanTeacher
-from semiseg.recipe import recipe
+from semiseg.recipe import reading, recipe
 from semiseg.types import Output, Target, View
 
 B, K, SIDE = 6, 4, 64
@@ -147,3 +147,21 @@ def test_one_to_three_changes_are_drawn_with_replacement() -> None:
     assert sum(n for n, _ in numbers) / 600 == pytest.approx(2.0, abs=0.1)
     with pytest.raises(ValueError, match="at least one change"):
         RandomIntensity(0)
+
+
+def test_released_padding_and_ramp_reach_the_host() -> None:
+    base = recipe("augseg", "digits", "1_8", "smoke")
+    ours, theirs = build(base, K), build(reading(base, "official"), K)
+    assert (ours.padding, ours.count_copies, theirs.padding, theirs.count_copies) == (False, False, True, True)
+    host = theirs.train()
+    for t, steps in ((0.0, 1), (0.1, 2), (0.5, 3)):
+        host.losses(toys.batch(), t)
+        host.after_step()
+        assert host.teacher.steps == steps
+
+
+def test_the_official_reading_is_the_released_configuration() -> None:
+    voc, city = (reading(recipe("augseg", d, "1_8", "paper"), "official") for d in ("voc", "cityscapes"))
+    assert (voc.optimization.resize_base, city.optimization.resize_base) == (500, None)
+    assert voc.network == city.network and voc.network.multi_grid == (2, 2, 4)
+    assert (city.evaluation.size, city.evaluation.step, city.evaluation.border) == (800, 533, "cut")

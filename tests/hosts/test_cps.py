@@ -10,6 +10,7 @@ from mixers import Copies, LeftHalf, Thrice, Uncertain
 from safetensors.torch import load_file
 from toys import B, Blobs, K, S, batch, student
 
+from semiseg import registry
 from semiseg.build import build
 from semiseg.components import NoMix, UniformWeight, entropy
 from semiseg.data.splits import seeded_split
@@ -346,3 +347,72 @@ def test_the_teacher_follows_the_first_network() -> None:
 def test_bad_options(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- released donors ------------------------------------------------------------------------
+
+
+def test_boxes_apart_show_the_donor_of_the_same_row() -> None:
+    torch.manual_seed(0)
+    source = ToggledBoxes(1, (1.0, 1.0), apart=True)(blank(6), blank(6)).source
+    assert torch.equal(source[:, S // 2, S // 2], torch.arange(3, 6))
+
+
+def test_another_crop_of_the_same_image_is_pasted_with_its_own_label() -> None:
+    h = host(mix=ToggledBoxes(3, (0.25, 0.5), apart=True), donor="same", label_mode="train", padding=True)
+    nets, b = copy.deepcopy((h.student, h.other)), batch()
+    again = {name: torch.cat((v, v.flip(-1))) for name, v in b._asdict().items() if name in TWICE}
+    b = b._replace(**again)
+    torch.manual_seed(5)
+    step = h.losses(b, 0.0)
+    torch.manual_seed(5)
+    labels = [torch.cat([net(u).logits.argmax(1) for u in b.u_weak.chunk(2)]) for net in nets]
+    blanks = blank(2 * B)
+    paste = ToggledBoxes(3, (0.25, 0.5), apart=True)(blanks, blanks)
+    for i, name in enumerate(("", "_other")):
+        nets[i](b.x)
+        cross = F.cross_entropy(nets[i](paste(b.u_weak)).logits, paste(labels[1 - i]))
+        torch.testing.assert_close(step.losses[f"unlabeled{name}"], cross)
+    assert h.student.aspp.project[1].num_batches_tracked == 4, "two clean views, labeled images, mixed ones"
+    assert step.statistics["agreement"][1] == b.u_valid.sum()
+
+
+TWICE = ("u_weak", "u_valid", "u_hidden")
+
+
+def test_crops_are_loaded_where_boxes_show_them() -> None:
+    method, base = registry.method("cps"), recipe("cps", "digits", "1_8", "smoke").changed("cps.donor=same")
+    assert method.loading(base) == {"crops": 2} and build(base, K).crops == 2
+    for other in (base.having(UPCOptions()), base.changed("cps.mixed=False"), base.changed("cps.donor=next")):
+        assert method.loading(other) == {"crops": 1} and build(other, K).crops == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs"),
+    [
+        ("voc", {"92": 30, "183": 31, "366": 31, "732": 32, "1464": 35, "full": 30}),
+        ("voc", {"1_16": 32, "1_8": 34, "1_4": 40, "1_2": 60}),
+        ("cityscapes", {"1_30": 124, "1_16": 128, "1_8": 137, "1_4": 160, "1_2": 240, "full": 120}),
+    ],
+)
+def test_every_list_gets_the_same_number_of_steps(data: str, epochs: dict[str, int]) -> None:
+    """Table of the repository (docs/getting_started.md), and its rule for lists that it does not have."""
+    found = {split: recipe("cps", data, split, "paper").optimization for split in epochs}
+    assert {split: o.epochs for split, o in found.items()} == epochs
+    assert all(o.epoch_steps is None for o in found.values())
+    o = recipe("cps", data, "my_list", "paper").optimization
+    steps = {"voc": 39_682, "cityscapes": 44_625}[data]
+    assert o.epochs * o.epoch_steps == pytest.approx(steps, rel=2e-3)
+    for name in ("cps", "mean_teacher_mse")[: 2 if data == "voc" else 1]:
+        read = reading(recipe(name, data, "my_list", "paper"), "official").optimization
+        assert (read.epochs, read.epoch_steps) == (o.epochs, o.epoch_steps)
+
+
+def test_the_official_reading_has_the_rate_that_the_division_by_gpus_leaves() -> None:
+    voc, city = (reading(recipe("cps", data, "1_8", "paper"), "official") for data in ("voc", "cityscapes"))
+    for made, decay, step in ((voc, 4e-4, 342), (city, 8e-4, 534)):
+        o = made.optimization
+        assert (o.lr, o.weight_decay, o.decay_norms) == (2.5e-3, decay, False)
+        assert made.evaluation.step == step and made[CPSOptions].donor == "same"
+    tiny = reading(recipe("cps", "digits", "1_8", "tiny"), "official")
+    assert tiny[CPSOptions].donor == "next", "recorded readings off paper scale stay"

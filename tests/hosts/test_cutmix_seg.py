@@ -12,7 +12,7 @@ from semiseg.build import build
 from semiseg.components import CutMix, NoMix, UniformWeight
 from semiseg.hosts.cutmix_seg import CutMixSegmentation, CutMixSegOptions
 from semiseg.methods.upc import UPCOptions
-from semiseg.recipe import recipe
+from semiseg.recipe import reading, recipe
 from semiseg.types import IGNORE, Mixer, Paste, PixelWeighter, View
 
 
@@ -163,3 +163,15 @@ def test_recipes_take_the_threshold_of_their_scale() -> None:
 def test_bad_options(option: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CutMixSegOptions(**option)
+
+
+def test_the_official_reading_is_the_script_for_deeplabv3plus() -> None:
+    made = reading(recipe("cutmix_seg", "voc", "1_8", "paper"), "official")
+    o = made.optimization
+    assert (o.optimizer, o.weight_decay, o.lr, o.head_lr_factor, o.power) == ("adamw", 0.0, 1e-5, 1.0, 0.0)
+    assert (o.epochs, o.epoch_steps, o.crop, o.batch) == (40, 1000, 321, 10)
+    assert o.scales == (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+    base = recipe("cutmix_seg", "digits", "1_8", "smoke")
+    ours, theirs = build(base, K), build(reading(base, "official"), K)
+    assert (ours.options.color, ours.teacher.own_statistics) == (False, False)
+    assert (theirs.options.color, theirs.teacher.own_statistics) == (True, True)

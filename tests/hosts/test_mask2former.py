@@ -173,6 +173,24 @@ def test_where_nothing_is_ignored_it_is_the_library_s_loss() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_mask_terms_are_divided_by_the_mean_number_of_masks_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, queries = labels(), said()
+    own = sum(len(mask_set(Target.from_labels(y), row)) for row in range(len(y)))
+
+    def losses() -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        return MaskLoss(K, points=P).losses(queries, Target.from_labels(y))
+
+    alone = losses()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number: number.add_(3.0 * own))  # the other process
+    two = losses()
+    for name in ("mask", "dice"):
+        torch.testing.assert_close(two[name], alone[name] / 2, msg=name)
+    assert two["class"] == alone["class"]
+
+
 def test_half_precision_of_the_network_is_left_outside() -> None:
     queries, target, found = said(), Target.from_labels(labels()), []
     for half in (False, True):

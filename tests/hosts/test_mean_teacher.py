@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from toys import B, K, S, batch, student
 
+from semiseg.build import build
 from semiseg.components import ConfidentLabels, CutMix, NoMix, UniformWeight
 from semiseg.hosts.mean_teacher import MeanTeacher
 from semiseg.hosts.supervised import Supervised
+from semiseg.recipe import reading, recipe
 from semiseg.types import IGNORE, View
 
 
@@ -118,3 +120,38 @@ def test_supervised_has_one_term_and_its_teacher_only_watches() -> None:
     torch.testing.assert_close(step.losses["labeled"], F.cross_entropy(logits, b.y, ignore_index=IGNORE))
     h.after_step()
     assert int(h.teacher.steps) == 1
+
+
+def test_the_ramp_counts_copies_from_the_first_step_with_unlabeled_images() -> None:
+    for counted, steps in ((False, 1), (True, 3)):
+        h = host(unlabeled_from=0.2, copy_until=0.6, count_copies=counted)
+        for t in (0.0, 0.1, 0.3, 0.5, 0.7):
+            h.losses(batch(), t)
+            h.after_step()
+        assert h.teacher.steps == steps
+
+
+def test_padding_is_a_pixel_where_asked() -> None:
+    b = batch()
+    everywhere = b._replace(u_valid=torch.ones_like(b.u_valid))
+    ours, theirs, wanted = (
+        host(padding=padding).losses(given, 0.5).losses["unlabeled"]
+        for padding, given in ((False, b), (True, b), (False, everywhere))
+    )
+    assert theirs == wanted != ours
+
+
+def test_sides_of_the_box_reach_the_mixer_of_every_host_with_cutmix() -> None:
+    for method in ("mean_teacher", "cutmix_seg", "u2pl", "ddfp", "dgcl", "esl"):
+        made = recipe(method, "digits", "1_8", "smoke").changed({"consistency.cutmix_sides": "width"})
+        if method == "u2pl":
+            made = made.changed({"u2pl.mixer": "cutmix"})
+        assert build(made, K).mix.sides == "width", method
+
+
+def test_the_official_reading_teaches_itself_with_a_deep_stem() -> None:
+    made = reading(recipe("mean_teacher", "cityscapes", "1_8", "paper"), "official")
+    assert (made.consistency.teacher, made.consistency.cutmix_sides) == ("self", "width")
+    assert (made.network.stem, made.network.pyramid_dropout, made.evaluation.border) == ("deep", 0.1, "cut")
+    tiny = reading(recipe("mean_teacher", "digits", "1_8", "tiny"), "official")
+    assert tiny.network == recipe("mean_teacher").network and tiny.consistency.teacher == "self"

@@ -187,3 +187,22 @@ def test_recipe_and_its_quoted_rerun() -> None:
 def test_options_out_of_range(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_padding_counts_as_any_pixel_where_asked() -> None:
+    h, b = host(padding=True), batch()
+    reference = copy.deepcopy(h)
+    goal = reference.teacher.model(b.u_weak).logits.softmax(1)
+    said = reference.student(torch.cat((b.x, b.u_strong[0]))).logits[B:].softmax(1)
+    wanted = 100 * (said - goal).square().mean()
+    torch.testing.assert_close(h.losses(b, 0.5).losses["unlabeled"], wanted)
+    assert host().losses(b, 0.5).losses["unlabeled"] != wanted
+
+
+def test_the_official_reading_has_torchsemisegs_numbers_on_voc_alone() -> None:
+    voc, city = (reading(recipe("mean_teacher_mse", d, "1_8", "paper"), "official") for d in ("voc", "cityscapes"))
+    o = voc.optimization
+    assert (o.lr, o.weight_decay, o.decay_norms, o.batch, o.epochs) == (2.5e-3, 4e-4, False, 8, 34)
+    assert voc.evaluation.step == 342 and voc[MeanTeacherMSEOptions].padding
+    assert city.optimization == recipe("mean_teacher_mse", "cityscapes", "1_8", "paper").optimization
+    assert city[MeanTeacherMSEOptions].padding

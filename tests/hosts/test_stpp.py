@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toys import Blobs, K, S, batch, student
 
+from semiseg import registry
 from semiseg.build import build
 from semiseg.components import entropy
 from semiseg.data.loader import TrainingStream
@@ -18,7 +19,7 @@ from semiseg.data.splits import seeded_split
 from semiseg.data.transforms import MEAN, STD, Cutout
 from semiseg.hosts.stpp import SelfTraining, STPPOptions, pseudo_label, reliability, split_half
 from semiseg.methods.wpl import WPLOptions
-from semiseg.recipe import recipe
+from semiseg.recipe import reading, recipe
 from semiseg.types import IGNORE, Batch, Paste, View
 
 # --- which images are reliable --------------------------------------------------------------
@@ -290,3 +291,21 @@ def test_without_labels_from_disk_the_step_says_what_is_missing() -> None:
 def test_options_are_checked(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         STPPOptions(**options)
+
+
+def test_the_official_reading_labels_with_the_best_epoch_and_averages_nothing() -> None:
+    made = reading(recipe("stpp", "voc", "1_8", "paper"), "official")
+    assert made[STPPOptions].teacher == "best_val" and made.consistency.decay == 0
+    assert (made.optimization.resize_base, made.network.weights) == (400, "imagenet_v1")
+    city = reading(recipe("stpp", "cityscapes", "1_8", "paper"), "official")
+    assert (city.evaluation.protocol, city.optimization.resize_base) == ("whole", None)
+    cuts = [registry.method("stpp").loading(r)["cutout"] for r in (recipe("stpp"), made)]
+    assert [cut.whole for cut in cuts] == [round, int] and [cut.p for cut in cuts] == [0.5, 0.5]
+
+
+def test_sides_of_a_cut_are_rounded_or_rounded_down() -> None:
+    for seed in range(5):
+        for whole in (round, int):
+            torch.manual_seed(seed)
+            cut = Cutout(1.0, (0.1, 0.1), (1.0, 1.0), whole).draw(1, 50, 50)  # sides of 15.81
+            assert cut is not None and cut.noise.shape[-2:] == (whole(250**0.5),) * 2

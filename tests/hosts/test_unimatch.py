@@ -1,6 +1,8 @@
 """UniMatch: the three unlabeled terms, what teaches them, and the released box."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +10,15 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
+from semiseg import registry
+from semiseg.build import build
 from semiseg.components import ConfidentLabels, NoMix, random_box
+from semiseg.data.splits import seeded_split
 from semiseg.hosts.unimatch import RandomBox, UniMatch, UniMatchOptions
 from semiseg.losses import pixel_cross_entropy
 from semiseg.methods.wpl import RankWeight, WPLOptions
+from semiseg.recipe import reading, recipe, with_plug_ins
+from semiseg.training.run import train
 from semiseg.types import IGNORE, Batch, Paste, Target, View
 
 
@@ -171,3 +178,104 @@ def test_bad_boxes_are_refused() -> None:
 def test_options_out_of_range(option: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UniMatchOptions(**option)
+
+
+# --- released donors ------------------------------------------------------------------------
+
+
+class Box(RandomBox):
+    """Always the upper left quarter."""
+
+    def __call__(self, own: View, donors: View) -> Paste:
+        plain = NoMix()(own, donors).source
+        b = len(plain) // 2 if self.apart else len(plain)
+        partner = plain[b:] if self.apart else plain.roll(-1, 0)
+        source = plain[:b].clone()
+        source[:, :16, :16] = partner[:, :16, :16]
+        return Paste(source)
+
+
+def twice(given: Batch) -> Batch:
+    """Two crops of each unlabeled image."""
+    again = {name: torch.cat((v, v.flip(-1)), v.dim() - 4 if name == "u_strong" else 0) for name, v in (
+        ("u_weak", given.u_weak), ("u_strong", given.u_strong), ("u_hidden", given.u_hidden)
+    )}  # fmt: skip
+    everywhere = torch.ones_like(given.u_valid)
+    return given._replace(**again, u_valid=torch.cat((given.u_valid, everywhere)))
+
+
+def test_boxes_apart_show_the_donor_of_the_same_row() -> None:
+    torch.manual_seed(0)
+    own, donors = views(b=20, side=32)
+    source = RandomBox(p=1.0, apart=True)(own, donors).source
+    rows = torch.arange(10)[:, None, None]
+    assert len(source) == 10 and ((source == rows) | (source == rows + 10)).all() and (source >= 10).any((1, 2)).all()
+
+
+@pytest.mark.parametrize(("donor", "mode"), [("same", "eval"), ("same", "train"), ("next", "eval")])
+def test_donors_are_labeled_in_a_pass_of_their_own(donor: str, mode: str) -> None:
+    """The whole first term, from plain passes in the order of the released code: donors, labels, mixed images."""
+    options = UniMatchOptions(weights=(1.0, 0.0, 0.0), drop=0.0, donor=donor, donor_mode=mode)
+    h, m = host(options, mix=Box(apart=True)), toys.B
+    given = twice(batch()) if donor == "same" else batch()
+    net = copy.deepcopy(h.student)
+    found = h.losses(given, 0.5)
+    images = given.u_weak[m:] if donor == "same" else given.u_weak
+    net.train(mode == "train")
+    with torch.no_grad():
+        donors = net(images).logits.argmax(1)
+    net.train()
+    colors, valid = given.u_strong[0][m:], given.u_valid[m:]
+    if donor == "next":
+        donors, colors, valid = (v.roll(-1, 0) for v in (donors, given.u_strong[0], given.u_valid))
+    low, deep = net.backbone(torch.cat((given.x, given.u_weak[:m])))
+    low, deep = (torch.cat((v, v[m:])) for v in (low, deep))
+    label = net.read(net.fuse(low, deep), deep, given.x.shape[-2:]).logits[m : 2 * m].argmax(1)
+    image, known = given.u_strong[0][:m].clone(), given.u_valid[:m].clone()
+    for own, other in ((image, colors), (label, donors), (known, valid)):
+        own[..., :16, :16] = other[..., :16, :16]
+    mixed = torch.cat((image, h_second(given, m, donor)))
+    wanted = F.cross_entropy(net(mixed).logits[:m], torch.where(known, label, IGNORE), ignore_index=IGNORE) / 2
+    torch.testing.assert_close(found.losses["strong_1"], wanted)
+    assert found.statistics["kept"][1] == given.u_valid[:m].sum()
+
+
+def h_second(given: Batch, m: int, donor: str) -> Tensor:
+    """The second mixed view, which the student reads with the first."""
+    own = given.u_strong[1][:m].clone()
+    other = given.u_strong[1][m:] if donor == "same" else given.u_strong[1].roll(-1, 0)
+    own[..., :16, :16] = other[..., :16, :16]
+    return own
+
+
+def test_labeled_images_are_dropped_too_where_asked() -> None:
+    seen: list[Tensor] = []
+    h = host(UniMatchOptions(drop=0.5, drop_labeled=True), mix=NoMix())
+    fuse = h.student.fuse
+    h.student.fuse = lambda low, deep: (seen.append(deep), fuse(low, deep))[1]  # type: ignore[method-assign]
+    found, m = h.losses(batch(), 0.5).losses, toys.B
+    plane = seen[0]
+    assert len(plane) == 4 * m
+    kept = ~(plane[2 * m : 3 * m] == 0).all((2, 3))
+    assert 0 < kept.float().mean() < 1
+    torch.testing.assert_close(plane[2 * m : 3 * m][kept], 2 * plane[:m][kept])
+    torch.manual_seed(0)
+    none = host(UniMatchOptions(drop=0.0, drop_labeled=True), mix=NoMix()).losses(batch(), 0.5).losses
+    assert found["dropped"] > 0 and none["dropped"] != found["dropped"]
+
+
+def test_the_official_reading_loads_two_crops_unless_a_plug_in_mixes() -> None:
+    method, base = registry.method("unimatch"), recipe("unimatch", "digits", "1_8", "smoke")
+    made = reading(base, "official")
+    assert method.loading(base) == {"views": 2, "crops": 1} and method.loading(made) == {"views": 2, "crops": 2}
+    assert method.loading(with_plug_ins(made, "upc")) == {"views": 2, "crops": 1}
+    h = build(made, toys.K)
+    assert h.mix.apart and h.mix.whole is int and h.teacher.decay == 0
+    assert not build(base, toys.K).apart and not build(with_plug_ins(made, "upc"), toys.K).apart
+
+
+def test_a_run_of_the_official_reading_reads_its_two_crops(tmp_path: Path) -> None:
+    data = toys.Blobs()
+    made = reading(recipe("unimatch", "digits", "1_4", "smoke"), "official")
+    run = train(made, data, seeded_split(data.train, "1_4", 0), tmp_path / "unimatch", progress=False)
+    assert (run.metrics.loss_strong_1 > 0).all()

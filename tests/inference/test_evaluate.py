@@ -112,3 +112,28 @@ def test_images_without_a_labeled_pixel_have_no_score() -> None:
     data = Unknown()
     with pytest.raises(ValueError, match="blobs: no pixel of the 4 images to score has a label"):
         scorer(Evaluation("whole", 32), data, data.val)(network)
+
+
+def test_windows_end_at_the_border_as_a_whole_or_cut() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Sizes(Position):
+        def forward(self, x: torch.Tensor) -> Output:
+            seen.append((x.shape[-2], x.shape[-1]))
+            return super().forward(x)
+
+    x = torch.rand(1, 3, 24, 60)
+    for border, widths in (("inside", [24, 24, 24, 24]), ("cut", [24, 24, 24, 12])):
+        seen.clear()
+        torch.testing.assert_close(sliding(Sizes(), x, 24, 16, border), whole(Position(), x).softmax(1))
+        rows = {height for height, _ in seen}
+        assert [width for height, width in seen if height == 24] == widths
+        assert rows == ({24} if border == "inside" else {24, 8}), "a window starts at 16 of 24 rows"
+
+
+def test_the_protocol_of_a_recipe_reaches_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr("semiseg.evaluate.sliding", lambda network, images, **sizes: asked.append(sizes) or images)
+    data = Blobs(val=1)
+    scorer(Evaluation("sliding", 16, 8, border="cut"), data, data.val)(torch.nn.Conv2d(3, 3, 1))
+    assert asked == [{"size": 16, "step": 8, "border": "cut"}]

@@ -182,3 +182,16 @@ def test_teacher_copy_takes_buffers_too() -> None:
 def test_decay_must_be_below_one() -> None:
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.0"):
         Teacher(nn.Conv2d(1, 1, 1), decay=1.0)
+
+
+def test_copies_go_on_with_the_ramp_where_they_count() -> None:
+    student = nn.Linear(1, 1, bias=False)
+    for counted in (False, True):
+        teacher = Teacher(student, decay=0.999)
+        for _ in range(8):
+            teacher.copy(student, counted)
+        with torch.no_grad():
+            teacher.model.weight.zero_()
+            student.weight.fill_(1.0)
+        teacher.follow(student)
+        assert teacher.model.weight.item() == pytest.approx(1 / 10 if counted else 1 / 2)

@@ -13,11 +13,13 @@ from toys import Blobs
 
 from semiseg.build import build
 from semiseg.data.splits import Split, seeded_split
+from semiseg.data.transforms import WeakView
 from semiseg.recipe import Recipe, from_toml, recipe
 from semiseg.registry import methods
 from semiseg.runs import Run
+from semiseg.training import loop
 from semiseg.training.checkpoint import checkpoints, load_state, save_checkpoint
-from semiseg.training.loop import make_optimizer
+from semiseg.training.loop import make_optimizer, weak_view
 from semiseg.training.run import train
 
 DATA = Blobs()
@@ -248,3 +250,43 @@ def test_a_record_must_be_one(tmp_path: Path) -> None:
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     run = go(tmp_path / "two", smoke(), devices=2)
     assert run.metrics.loss_perturbed.dropna().gt(0).all() and run.record["last"]["step"] == 8
+
+
+def test_biases_and_normalizations_do_not_decay_where_asked() -> None:
+    made = recipe("supervised", "digits", "1_8", "smoke")
+    o = replace(made.optimization, optimizer="sgd", lr=0.1, head_lr_factor=3.0, weight_decay=0.01)
+    host = build(made, 4)
+    usual, spared = make_optimizer(host, o), make_optimizer(host, replace(o, decay_norms=False))
+    assert [g["weight_decay"] for g in usual.param_groups] == [0.01, 0.01]
+    assert [g["weight_decay"] for g in spared.param_groups] == [0.01, 0.01, 0.0, 0.0]
+    assert [g["lr"] for g in spared.param_groups] == pytest.approx([0.1, 0.3, 0.1, 0.3])
+    held = [{id(p) for p in group["params"]} for group in spared.param_groups]
+    assert [held[0] | held[2], held[1] | held[3]] == [{id(p) for p in g["params"]} for g in usual.param_groups]
+    for name, p in host.student.named_parameters():
+        of_norm = p.dim() == 1
+        assert of_norm == name.endswith("bias") or "weight" in name, name
+        assert (id(p) in held[2] | held[3]) == of_norm
+        p.grad = torch.zeros_like(p)
+    before = {name: p.clone() for name, p in host.student.named_parameters()}
+    spared.step()
+    moved = {name for name, p in host.student.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in before.items() if p.dim() > 1}
+
+
+def test_the_geometry_of_a_recipe_reaches_its_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {
+        "optimization.resize_base": 40, "optimization.resize_law": "halves", "optimization.scales": (0.5, 1.0),
+        "optimization.padding": "center", "optimization.padding_color": "mean",
+    }  # fmt: skip
+    made = recipe("supervised", "digits", "1_4", "smoke").changed(asked)
+    view = weak_view(made.optimization)(32, made.optimization.resize, mirror=False)
+    assert (view.base, view.law, view.scales) == (40, "halves", (0.5, 1.0))
+    assert (view.padding, view.color) == ("center", (124, 116, 104))
+    plain = weak_view(recipe("supervised").optimization)(32, mirror=True)
+    assert vars(plain) == vars(WeakView(32, mirror=True))
+    seen: list[object] = []
+    monkeypatch.setattr(loop, "training_batches", lambda *_, **given: seen.append(given["weak"]) or 1 / 0)
+    data = Blobs()
+    with pytest.raises(ZeroDivisionError):
+        train(made, data, seeded_split(data.train, "1_4", 0), tmp_path / "run", progress=False)
+    assert vars(seen[0](32, mirror=False)) == vars(weak_view(made.optimization)(32, mirror=False))
