@@ -200,6 +200,9 @@ class Evaluation(Options):
     size: int = option("side of the center or of the window", default=513, unit="pixels", gt=0)
     step: int = option("distance of two windows", default=0, unit="pixels", ge=0)
     every: int = option("epochs between two scores; the last one is always scored", default=1, unit="epochs", gt=0)
+    scored: Literal["val", "tune", "test"] = option(
+        "which images: val; tune, for choices; test, for final results", default="val", later=True
+    )
     held_out: float = option(
         "share of the labeled images, not learned from, that chooses the epoch to export",
         default=0.0,
