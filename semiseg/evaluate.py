@@ -17,6 +17,7 @@ from .data.dataset import SegmentationData
 from .data.evaluation import evaluation_batches
 from .data.transforms import MEAN, STD
 from .options import Evaluation
+from .scales import EMBEDDED
 from .types import IGNORE
 
 Protocol = Literal["whole", "center_crop", "sliding"]
@@ -164,4 +165,4 @@ def scorer(e: Evaluation, data: SegmentationData, ids: Sequence[str], batch: int
 
 def batch_of(data: str) -> int:
     """Images per pass in the evaluation of runs on a data set of that name: the embedded scenes are small."""
-    return 32 if data == "digits" else 1
+    return 32 if data in EMBEDDED else 1

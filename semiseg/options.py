@@ -260,6 +260,9 @@ class Evaluation(Options):
         default="inside", later=True,
     )  # fmt: skip
     every: int = option("epochs between two scores; the last one is always scored", default=1, unit="epochs", gt=0)
+    scored: Literal["val", "tune", "test"] = option(
+        "which images: val; tune, for choices; test, for final results", default="val", later=True
+    )
     held_out: float = option(
         "share of the labeled images, not learned from, that chooses the epoch to export",
         default=0.0,

@@ -28,6 +28,19 @@ def digits() -> Shared:
     )  # fmt: skip
 
 
+def patchwork() -> Shared:
+    """The embedded set of textures; calibrated with supervised and mean_teacher only."""
+    return (
+        Network("tiny", 8, None, width=64, low_width=16, rates=(1, 2)),
+        Optimization(
+            crop=64, resize=(0.9, 1.1), batch=8, epochs=10, epoch_steps=80, optimizer="adamw", lr=3e-3,
+            head_lr_factor=1.0, weight_decay=1e-2,
+        ),
+        Consistency(tau=0.8, decay=0.99),
+        Evaluation("whole", 64, every=5),
+    )  # fmt: skip
+
+
 def smoke() -> Shared:
     """Every phase of training in a few seconds, whatever the data."""
     network, optimization, consistency, _ = digits()
@@ -89,7 +102,9 @@ MAKERS: Mapping[str, Mapping[str, Callable[[], Shared]]] = {
     "camvid": {"smoke": smoke, "tiny": photographs},
     "coco": {"smoke": smoke, "tiny": photographs, "paper": coco_paper},
     "folder": {"smoke": any_size(smoke), "tiny": any_size(photographs), "paper": any_size(voc_paper)},
+    "patchwork": {"smoke": smoke, "tiny": patchwork},
 }
+EMBEDDED = ("digits", "patchwork")
 DATA, SCALES = tuple(MAKERS), ("smoke", "tiny", "paper")
 IMAGES = {"voc": 10582, "cityscapes": 2975, "coco": 118287}  # of the training sets that papers split
 

@@ -10,7 +10,9 @@ import typer
 
 from .train import train
 
-Data = Annotated[str, typer.Option(help="digits, voc, folder, ...; empty: the data set that the run was trained on")]
+Data = Annotated[
+    str, typer.Option(help="digits, patchwork, voc, folder, ...; empty: the data set that the run was trained on")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:N")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run, or of an exported model")]
 
@@ -30,7 +32,7 @@ def evaluate(
     classes: Annotated[str, typer.Option(help="as in training; empty: those of the model")] = "",
     train_list: Annotated[str, typer.Option(help="voc: the list of training images")] = "train_aug",
     longest: Annotated[int, typer.Option(help="as in training")] = 0,
-    split: Annotated[str, typer.Option(help="val, train, labeled, unlabeled or held_out")] = "val",
+    split: Annotated[str, typer.Option(help="val, tune, test, train, labeled, unlabeled or held_out")] = "val",
     device: Device = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the scores to this file")] = None,
 ) -> None:

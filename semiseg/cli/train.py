@@ -19,7 +19,7 @@ def train(
         list[str] | None, typer.Option("--set", help="part.option=value, as in ddfp.eps=1; may be repeated")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of a recipe, as every run has one; read first")] = None,
-    data: Annotated[str, typer.Option(help="digits (embedded), voc, cityscapes, camvid, coco, folder")] = "",
+    data: Annotated[str, typer.Option(help="digits, patchwork (embedded), voc, cityscapes, camvid, coco, folder")] = "",
     root: Annotated[str, typer.Option(help="folder of the data set, or a pack of it")] = "",
     split: Annotated[
         str, typer.Option(help="labeled share: 1_16, 1_8, 1_4, 1_2, full; empty: 1_8, of a folder full")

@@ -69,3 +69,16 @@ def folders_of(data: SegmentationData) -> tuple[Path, ...]:
 def with_mask(data: SegmentationData) -> tuple[str, ...]:
     """Training images that can be labeled; all of them where the data set does not say."""
     return data.masked if isinstance(data, KnowsMasks) else data.train
+
+
+def ids_of(data: SegmentationData, part: str) -> tuple[str, ...]:
+    """Ids of the part "train", "val", "tune" (for choices) or "test" (for final results), where the set has it.
+
+    Raises ValueError where it does not.
+    """
+    ids: tuple[str, ...] = getattr(data, part, ())
+    if not ids and hasattr(data, "data"):  # one set around another
+        return ids_of(data.data, part)
+    if not ids:
+        raise ValueError(f"{data.name} has no part {part!r}")
+    return ids

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..options import one_of, unknown
+from ..scales import DATA
 from .dataset import SegmentationData, with_mask
 from .families import partitions, published_split
 from .packed import Pack
@@ -16,6 +17,7 @@ from .sets.cityscapes import Cityscapes
 from .sets.coco import COCO
 from .sets.digits import Digits
 from .sets.folder import Folder
+from .sets.patchwork import Patchwork
 from .sets.voc import VOC
 from .shrunk import Shrunk
 from .splits import SPLITS, Split, seeded_split, split_from_files
@@ -69,10 +71,10 @@ def open_data(
     """The data set a notebook's parameters name.
 
     Args:
-        data: "digits" (embedded), "voc", "cityscapes", "camvid", "coco" (folders in their official layouts), or
-            "folder": your own images and masks (see `data.sets.folder.Folder`).
-        root: folder of the images, for all but "digits"; or a file that `semiseg data pack` made of such a data set, in
-            which classes and lists are as they were then.
+        data: "digits" or "patchwork" (embedded), "voc", "cityscapes", "camvid", "coco" (folders in their official
+            layouts), or "folder": your own images and masks (see `data.sets.folder.Folder`).
+        root: folder of the images, for all but the embedded sets; or a file that `semiseg data pack` made of such a
+            data set, in which classes and lists are as they were then.
         classes: comma-separated names; empty: all.  For "voc" the classes to keep, the others are ignored.  For
             "folder" the names in the order of their ids, or a TOML or JSON file that says what masks hold.
         train_list: list of training images: for "voc" its name below ImageSets/Segmentation, else a file below root;
@@ -80,13 +82,13 @@ def open_data(
         unlabeled: folder of further unlabeled images, added to any data set of files.
         longest: images are made so small that their longer side has at most so many pixels; 0: they stay as they are.
     """
-    one_of("data", data, _OPEN)
+    one_of("data", data, DATA)
     if root and (path := Path(root).expanduser()).is_file():
         return _open_pack(data, path, classes, train_list, unlabeled, longest)
-    if data == "digits":
+    if data in _EMBEDDED:
         if root:
-            raise ValueError(f"data='digits' is embedded and has no root, got root={root!r}; did you mean data='voc'?")
-        return Digits()
+            raise ValueError(f"data={data!r} is embedded and has no root, got root={root!r}; did you mean data='voc'?")
+        return _EMBEDDED[data]()
     if not root:
         raise ValueError(f"data={data!r} needs root: {_ROOTS[data]}")
     opened = _OPEN[data](Path(root).expanduser(), classes, train_list)
@@ -141,8 +143,8 @@ def _list_of(train_list: str) -> str | None:
 
 
 _VOC_LIST = "train_aug"
+_EMBEDDED: dict[str, Callable[[], SegmentationData]] = {"digits": Digits, "patchwork": Patchwork}
 _OPEN: dict[str, Callable[[Path, str, str], SegmentationData]] = {
-    "digits": lambda *_: Digits(),
     "voc": _open_voc,
     "cityscapes": partial(_open_benchmark, Cityscapes),
     "camvid": partial(_open_benchmark, CamVid),

@@ -25,6 +25,7 @@ from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Evaluation, Options, option, options
 from ..registry import Method
+from ..scales import EMBEDDED
 from ..statistics import logged, pseudo_label_statistics, share
 from ..training.checkpoint import Keep
 from ..training.folder import LABELS
@@ -254,7 +255,7 @@ def settings(base: Recipe) -> Recipe:
     if base.scale != "paper":
         half = max(1, o.epochs // 2)
         own = STPPOptions(epochs=(max(3, half), half))
-        return base.having(replace(own, scales=(o.resize[0], 1.0, o.resize[1])) if base.data == "digits" else own)
+        return base.having(replace(own, scales=(o.resize[0], 1.0, o.resize[1])) if base.data in EMBEDDED else own)
     network = replace(base.network, output_stride=8, rates=(12, 24, 36))
     optimization = replace(o, batch=8, crop=321, epochs=80, lr=1e-3, head_lr_factor=10.0)
     if base.data == "cityscapes":

@@ -25,6 +25,7 @@ CARD, PROGRAM = "README.md", "model.pt2"
 MADE = frozenset({CARD, PROGRAM, CONFIG, WEIGHTS})
 TERMS = {
     "digits": "Scenes drawn from the handwritten digits of scikit-learn (Alpaydin and Kaynak, UCI, CC BY 4.0).",
+    "patchwork": "Scenes of cloth, drawn from random numbers by semiseg.",
     "voc": "PASCAL VOC 2012; its photographs come from Flickr, whose terms apply to their use.",
     "cityscapes": "Cityscapes, for non-commercial purposes; see the license of the data set before passing this on.",
     "coco": "COCO; annotations CC BY 4.0, photographs under the terms of Flickr.",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..build import build, without_pretraining
-from ..data.dataset import SegmentationData
+from ..data.dataset import SegmentationData, ids_of
 from ..data.sets.digits import Digits
 from ..data.sets.voc import CLASSES as VOC_CLASSES
 from ..data.sets.voc import voc_palette
@@ -28,7 +28,8 @@ from ..types import IGNORE, Host
 
 CONFIG = "config.json"  # of an exported model
 WHOLE = 4  # images with no side longer than so many evaluation sizes are taken whole where validation images were
-PARTS = ("val", "train", "labeled", "unlabeled", "held_out")
+SETS = ("val", "tune", "test")  # where a data set has them
+PARTS = (*SETS, "train", "labeled", "unlabeled", "held_out")
 Color = tuple[int, int, int]
 
 
@@ -175,7 +176,7 @@ def evaluate_model(model: Model, data: SegmentationData, part: str = "val") -> S
     """The scores of a model on a data set by the protocol of its recipe, as the run's record has them.
 
     Args:
-        part: "val"; "train": every training image with a mask; "labeled", "unlabeled", "held_out": the list of that
+        part: "val", "tune" or "test"; "train": every training image with a mask; "labeled", "unlabeled", "held_out": the list of that
             name in the run's folder, images without mask left out.
 
     Raises:
@@ -193,7 +194,7 @@ def evaluate_model(model: Model, data: SegmentationData, part: str = "val") -> S
 
 def recorded(model: Model, data: SegmentationData, part: str) -> Mapping[str, Any] | None:
     """What the run's own record says about the same images; None where it says nothing."""
-    if part != "val" or not (model.folder / RECORD).is_file():
+    if part != model.recipe.evaluation.scored or not (model.folder / RECORD).is_file():
         return None
     run = Run.read(model.folder)
     return run.exported if run.record["data"]["sha256"] == data.sha256 else None
@@ -203,8 +204,8 @@ def images_of(folder: Path, data: SegmentationData, part: str) -> tuple[str, ...
     """Ids of a part of a data set that have a mask."""
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; expected one of {', '.join(PARTS)}")
-    if part == "val":
-        return data.val
+    if part in SETS:
+        return ids_of(data, part)
     path = folder / f"{part}.txt"
     if part != "train" and not path.is_file():
         raise FileNotFoundError(f"{folder} has no list {path.name}")

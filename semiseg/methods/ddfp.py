@@ -27,6 +27,7 @@ from ..hosts.mean_teacher import ALL, MeanTeacher, mean_teacher
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..options import Options, option, options
 from ..registry import Method
+from ..scales import EMBEDDED
 from ..types import IGNORE, FeaturePerturber, Target, View
 from .flow import UNLABELED, MixtureFlow
 from .perturbations import VAT, ChannelDropout, RandomNormal, UniformNoise, decoder_of, published_vat
@@ -217,7 +218,7 @@ def settings(base: Recipe) -> Recipe:
     """The paper's epsilon = 4 at 304 channels, as the same root-mean-square change per channel at fewer; the flow's
     width by scale."""
     n = base.network
-    hidden = {"smoke": 16, "tiny": 64 if base.data == "digits" else 128}.get(base.scale, 256)
+    hidden = {"smoke": 16, "tiny": 64 if base.data in EMBEDDED else 128}.get(base.scale, 256)
     eps = round(4 * ((n.width + n.low_width) / 304) ** 0.5, 2)
     return base.having(DDFPOptions(eps=eps, flow_hidden=hidden))
 

@@ -28,6 +28,7 @@ from ..hosts.mean_teacher import WITHOUT_TAU, MeanTeacher, mean_teacher
 from ..losses import picked_products
 from ..options import Evaluation, Options, option, options
 from ..registry import Method
+from ..scales import EMBEDDED
 from ..types import IGNORE, Output, Target, View
 from .parts import Parts, group_means
 
@@ -285,7 +286,7 @@ def _own(base: Recipe) -> ESLOptions:
         return ESLOptions()
     if base.scale == "smoke":
         return ESLOptions(embedding=2 * base.network.width, sure=0.0, collect_steps=1)
-    return ESLOptions(embedding=2 * base.network.width, collect_steps=64 if base.data == "digits" else 60)
+    return ESLOptions(embedding=2 * base.network.width, collect_steps=64 if base.data in EMBEDDED else 60)
 
 
 METHOD = Method(

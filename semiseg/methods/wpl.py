@@ -29,6 +29,7 @@ from ..banks import ClassBank, as_pixels, from_everywhere, largest, pixels_at, p
 from ..options import Options, option, options, unknown
 from ..registry import PlugIn, method, methods
 from ..runs import DETECTIONS
+from ..scales import EMBEDDED
 from ..statistics import share
 from ..types import IGNORE, View
 from .detector import DetectorOptions, find_objects
@@ -237,7 +238,7 @@ def at_scale(recipe: Recipe) -> tuple[WPLOptions, DetectorOptions]:
     """The same numbers everywhere, and a detector as large as the images ask for."""
     if recipe.scale == "paper":
         return WPLOptions(), DetectorOptions()
-    if recipe.scale == "smoke" or recipe.data == "digits":
+    if recipe.scale == "smoke" or recipe.data in EMBEDDED:
         small = DetectorOptions("tiny", None, 64, batch=16, epochs=60, patience=20, lr=3e-3, min_pixels=8, most=5)
         return WPLOptions(), replace(small, epochs=1) if recipe.scale == "smoke" else small
     return WPLOptions(), DetectorOptions(

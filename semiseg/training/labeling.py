@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..data.pseudo_labels import PseudoLabeled, label_images, whole_images
-from ..evaluate import Scores
+from ..evaluate import Scores, batch_of
 from ..runs import write_text
 from ..types import IGNORE
 from .loop import Fit
@@ -32,7 +32,7 @@ def write_labels(
     began, writes = time.perf_counter(), fabric.global_rank == 0
     label_images(
         task.data, ids, summary.parent, lambda images: label(images.to(fabric.device)),
-        batch=_batch(task), rank=fabric.global_rank, world=fabric.world_size, workers=task.workers,
+        batch=batch_of(task.recipe.data), rank=fabric.global_rank, world=fabric.world_size, workers=task.workers,
         progress=f"labels for {summary.stem}" if task.progress and writes else "",
     )  # fmt: skip
     fabric.barrier()
@@ -51,7 +51,7 @@ def score_images(
 
     score: (predictions (M, H, W) long of the networks, number of classes) -> score.
     """
-    size, place = _batch(task), {key: i for i, key in enumerate(ids)}
+    size, place = batch_of(task.recipe.data), {key: i for i, key in enumerate(ids)}
     groups = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)][fabric.global_rank :: fabric.world_size]
     scores, pure = torch.zeros(len(ids), dtype=torch.double), torch.zeros(1, dtype=torch.double)
     for keys, images in whole_images(task.data, groups, task.workers):
@@ -79,11 +79,6 @@ def _quality(data: PseudoLabeled, ids: Sequence[str]) -> dict[str, Any]:
     scores = Scores.of(confusion)
     judged = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy} if confusion.any() else {}
     return {"pure_background": pure, **judged}
-
-
-def _batch(task: Fit) -> int:
-    """Whole images at once; those of the embedded data are small and of one size."""
-    return 32 if task.recipe.data == "digits" else 1
 
 
 def write_summary(path: Path, found: Mapping[str, Any], began: float) -> None:

@@ -22,7 +22,7 @@ from .. import evaluate as ev
 from .. import registry
 from ..build import build
 from ..data.boxes import Detections
-from ..data.dataset import SegmentationData
+from ..data.dataset import SegmentationData, ids_of
 from ..data.loader import Batches, training_batches
 from ..data.resident import resident
 from ..data.splits import Split
@@ -88,7 +88,7 @@ def fit(fabric: Fabric, task: Fit, stop_after: int | None = None) -> None:
     mixed = Mixed(host, kind)
     rates = [group["lr"] for group in optimizer.param_groups]
     rows, start = _resume(fabric, task.folder, host, optimizer)
-    score, scores = _scorer(task, task.data.val), dict[str, ev.Scores]()
+    score, scores = _scorer(task, ids_of(task.data, task.recipe.evaluation.scored)), dict[str, ev.Scores]()
     select = Selection(task.folder, _scorer(task, task.held_out)) if task.held_out else None
     bar = tqdm(total=task.steps, initial=start, disable=not (task.progress and writes), file=sys.stdout, mininterval=2)
     batches = _batches(fabric, task, start)
