@@ -176,9 +176,8 @@ def evaluate_model(model: Model, data: SegmentationData, part: str = "val") -> S
     """The scores of a model on a data set by the protocol of its recipe, as the run's record has them.
 
     Args:
-        part: "val", "tune" or "test"; "train": every training image with a mask; "labeled", "unlabeled", "held_out": the
-            list of that
-            name in the run's folder, images without mask left out.
+        part: "val", "tune" or "test"; "train": every training image with a mask; "labeled", "unlabeled", "held_out":
+            the list of that name in the run's folder, images without mask left out.
 
     Raises:
         ValueError: a data set with other classes, or no image with a mask in that part.
