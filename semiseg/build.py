@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -25,16 +25,20 @@ def criterion(recipe: Recipe, usual: Criterion = labeled_cross_entropy) -> Crite
     return hard_pixel_cross_entropy if recipe.optimization.ohem else usual
 
 
-def make_student(recipe: Recipe, classes: int, *, embedding: int = 0, second_bn: bool = False) -> DeepLabV3Plus:
+def make_student(
+    recipe: Recipe, classes: int, *, embedding: int = 0, projector: Literal["features", "decoder"] = "features",
+    second_bn: bool = False,
+) -> DeepLabV3Plus:  # fmt: skip
     """The student, weights as the recipe says.
 
-    embedding, second_bn: what the method adds, see `DeepLabV3Plus`.
+    embedding, projector, second_bn: what the method adds, see `DeepLabV3Plus`.
     """
     n = recipe.network
-    backbone = make_backbone(n.backbone, n.output_stride, n.weights)
+    backbone = make_backbone(n.backbone, n.output_stride, n.weights, stem=n.stem, multi_grid=n.multi_grid)
     return DeepLabV3Plus(
-        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, dropout=n.dropout,
-        second_bn=second_bn, embedding=embedding,
+        backbone, classes, width=n.width, low_width=n.low_width, rates=n.rates, projection=n.projection,
+        dropout=n.dropout, pyramid_dropout=n.pyramid_dropout, auxiliary=n.auxiliary, second_bn=second_bn,
+        embedding=embedding, projector=projector,
     )  # fmt: skip
 
 
@@ -71,5 +75,6 @@ def build(recipe: Recipe, classes: int) -> Host:
 
 
 def without_pretraining(recipe: Recipe) -> Recipe:
-    """The recipe with random weights of the encoder, for a network that gets its weights from elsewhere."""
-    return replace(recipe, network=replace(recipe.network, weights=None))
+    """The recipe with random weights of the encoder and without auxiliary head, for a network that gets its weights
+    from elsewhere and learns no more."""
+    return replace(recipe, network=replace(recipe.network, weights=None, auxiliary=0.0))

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from .types import Batch, Mixer, Output, Paste, PixelWeighter, PseudoLabeler, Target, View
@@ -208,6 +209,22 @@ def given(teacher: nn.Module | None, batch: Batch) -> tuple[View, View]:
         batch.u_weak, Target.from_labels(batch.u_given), read and read.rows(n),
         entropy=batch.u_entropy, boxes=batch.u_boxes, hidden=batch.u_hidden,
     )  # fmt: skip
+
+
+def labeled_terms(
+    student: nn.Module, criterion: Callable[[Output, Target], Tensor], output: Output, target: Target
+) -> dict[str, Tensor]:
+    """ "labeled", and where the student has an auxiliary head, "auxiliary_head", its weight times the same criterion.
+
+    output: of labeled images in training mode.  Logits of the head are brought to image size as the others are.
+    """
+    terms = {"labeled": criterion(output, target)}
+    if weight := getattr(student, "auxiliary_weight", 0.0):
+        assert output.auxiliary is not None
+        size = output.logits.shape[-2:]
+        logits = F.interpolate(output.auxiliary, size=size, mode="bilinear", align_corners=True)
+        terms["auxiliary_head"] = weight * criterion(output._replace(logits=logits), target)
+    return terms
 
 
 def pasted(mix: Mixer, weak: View, labeled: View, strong: Tensor | None) -> tuple[Paste, View]:

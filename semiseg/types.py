@@ -51,13 +51,21 @@ class Output(NamedTuple):
     features: Tensor  # (B, D, h, w)    the map the classifier reads
     embedding: Tensor  # (B, E, h, w)   projection head, for contrastive losses; width 0 where there is no head
     deep: Tensor  # (B, L, h', w')      last stage of the backbone
+    undropped: Tensor | None = None  # (B, D, h, w)  the features before the last dropout: none of their channels is 0
+    auxiliary: Tensor | None = None  # (B, K, h', w')  logits of the auxiliary head, where there is one that learns
 
     def rows(self, start: int, stop: int | None = None) -> Output:
         """The outputs of images start..stop of the batch."""
-        return Output(*(v[start:stop] for v in self))
+        return Output.merged(lambda v: v[start:stop], self)
 
     def detach(self) -> Output:
-        return Output(*(v.detach() for v in self))
+        return Output.merged(Tensor.detach, self)
+
+    @staticmethod
+    def merged(merge: Callable[..., Tensor], *outputs: Output) -> Output:
+        """merge(map of the first, map of the second, ...) for each map that all of them have."""
+        made = (None if any(v is None for v in maps) else merge(*maps) for maps in zip(*outputs, strict=True))
+        return Output(*made)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ class View:
 
         def outputs(each: list[Output | None]) -> Output | None:
             known = [o for o in each if o is not None]
-            return Output(*map(torch.cat, zip(*known, strict=True))) if len(known) == len(each) else None
+            return Output.merged(lambda *maps: torch.cat(maps), *known) if len(known) == len(each) else None
 
         targets = [view.target for view in views]
         planes = (torch.cat(v) for v in zip(*((t.label, t.weight, t.denominator) for t in targets), strict=True))
@@ -183,7 +191,8 @@ class Paste:
 
         teacher = None
         if own.teacher is not None and donors.teacher is not None:
-            teacher = Output(*(self(o, d) for o, d in zip(own.teacher, donors.teacher, strict=True)))
+            maps = zip(own.teacher[:4], donors.teacher[:4], strict=True)  # what nobody reads after a paste stays behind
+            teacher = Output(*(self(o, d) for o, d in maps))
         image = self(own.image, donors.image)
         if self.erased is not None:  # a normalized image has mean 0 and deviation 1
             image = torch.where(self.erased[:, None], torch.randn_like(image), image)
@@ -307,7 +316,9 @@ class Host(nn.Module, ABC):
 
         `training.loop` writes it after the last epoch, or `training.selection` after the one held-out images choose.
         """
-        parts: dict[str, Mapping[str, Any]] = {"teacher.model": self.networks()["teacher"].state_dict()}
+        network = self.networks()["teacher"]
+        state = getattr(network, "inference_state", network.state_dict)()
+        parts: dict[str, Mapping[str, Any]] = {"teacher.model": state}
         parts |= {name: part.exported_state() for name, part in self.named_children() if isinstance(part, Exporting)}
         named = ((f"{name}.{key}", value) for name, state in parts.items() for key, value in state.items())
         return {key: value for key, value in named if isinstance(value, Tensor)}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, teacher_options, weigher
-from ..components import ConfidentLabels, CutMix, NoMix, UniformWeight, pasted, taught, weigh_and_mix
+from ..components import ConfidentLabels, CutMix, NoMix, UniformWeight, labeled_terms, pasted, taught, weigh_and_mix
 from ..data.boxes import component_boxes
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
@@ -226,7 +226,7 @@ class AEL(Host):
 
         # 4. losses over sampled pixels
         losses = {
-            "labeled": self.criterion(output.rows(0, n), labeled.target),
+            **labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target),
             "unlabeled": weight * self._consistency(output.logits[n:], target),
         }
         if self.options.on_labeled:

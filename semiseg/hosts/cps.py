@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, mixes, weigher
-from ..components import NoMix, UniformWeight, entropy, read_as, weighed
+from ..components import NoMix, UniformWeight, entropy, labeled_terms, read_as, weighed
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Evaluation, Optimization, Options, option, options
@@ -193,8 +193,8 @@ class CrossPseudoSupervision(Host):
             target1, target2 = _hard(x2, known).cat(target1), _hard(x1, known).cat(target2)
             logits1, logits2 = torch.cat((x1.logits, logits1)), torch.cat((x2.logits, logits2))
         losses = {
-            "labeled": self.criterion(x1, truth),
-            "labeled_other": self.criterion(x2, truth),
+            **labeled_terms(f1, self.criterion, x1, truth),
+            **{f"{name}_other": term for name, term in labeled_terms(f2, self.criterion, x2, truth).items()},
             "unlabeled": self.options.weight * pixel_cross_entropy(logits1, target1, "valid"),
             "unlabeled_other": self.options.weight * pixel_cross_entropy(logits2, target2, "valid"),
         }

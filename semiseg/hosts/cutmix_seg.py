@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, teacher_options, weigher
-from ..components import CutMix, SoftLabels, UniformWeight, pasted, taught, weigh_and_mix
+from ..components import CutMix, SoftLabels, UniformWeight, labeled_terms, pasted, taught, weigh_and_mix
 from ..losses import labeled_cross_entropy, squared_error
 from ..models.teacher import Teacher
 from ..options import Options, option, options
@@ -94,7 +94,7 @@ class CutMixSegmentation(Host):
         else:
             consistency = sure.mean() * squared_error(output.rows(n).logits, target, "sum")
         losses = {
-            "labeled": self.criterion(output.rows(0, n), labeled.target),
+            **labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target),
             "unlabeled": o.weight * consistency,
         }
         real = replace(weak.target, denominator=batch.u_valid.float())

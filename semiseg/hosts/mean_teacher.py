@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, teacher_options, weigher
-from ..components import ConfidentLabels, CutMix, UniformWeight, pasted, taught, weigh_and_mix
+from ..components import ConfidentLabels, CutMix, UniformWeight, labeled_terms, pasted, taught, weigh_and_mix
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.normalization import second_statistics
@@ -43,7 +43,7 @@ class MeanTeacher(Host):
     """L = L_sup + L_con^im (DDFP Eq. 1 to 4), and + L_con^ft (Eq. 15, 16) where features are perturbed.
 
     Args:
-        student: DeepLabV3+, or what has its trunk, refine, read and head.
+        student: DeepLabV3+, or what has its encode, fuse, refine, read and head.
         label: None: the teacher's class where it is sure enough.
         weigh: None: every pixel counts the same.
         mix: None: CutMix.
@@ -100,7 +100,8 @@ class MeanTeacher(Host):
         """The steps that hosts share (`taught`, `pasted`, `weigh_and_mix`) are in `components`."""
         self._copying, self._counted = t < self.copy_until, self.count_copies and t >= self.unlabeled_from
         if t < self.unlabeled_from:
-            return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
+            y, output = Target.from_labels(batch.y), self.student(batch.x)
+            return Step(labeled_terms(self.student, self.criterion, output, y), {})
         n, size = len(batch.x), batch.x.shape[-2:]
         if self.padding:
             batch = batch._replace(u_valid=torch.ones_like(batch.u_valid))
@@ -116,14 +117,13 @@ class MeanTeacher(Host):
         images, m = [batch.x, mixed.image], n + len(mixed.image)
         if reads_weak:
             images.append(batch.u_weak)
-        z, deep = self.student.trunk(
-            torch.cat(images)
-        )  # (m, C, h, w), (m, L, h', w'), and B rows more if it reads weak
-        output = self.student.read(z, deep, size)
+        low, deep, middle = self.student.encode(torch.cat(images))
+        z = self.student.fuse(low, deep)  # (m, C, h, w), and B rows more if it reads weak
+        output = self.student.read(z, deep, size, middle)
         labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n, m))
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed)
         image_term = pixel_cross_entropy(output.rows(n, m).logits, target, self.divisor)
-        losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
+        losses = labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target)
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | logged(self.weigh, self.mix)
         if weak.target.label.dim() == 4:
             statistics |= soft_label_statistics(weak.target, batch.u_hidden)

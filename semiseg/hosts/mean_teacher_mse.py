@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, teacher_options, weigher
-from ..components import NoMix, SoftLabels, UniformWeight, pasted, taught, weigh_and_mix
+from ..components import NoMix, SoftLabels, UniformWeight, labeled_terms, pasted, taught, weigh_and_mix
 from ..losses import labeled_cross_entropy, squared_error
 from ..models.teacher import Teacher
 from ..options import Options, option, options
@@ -105,7 +105,7 @@ class SoftMeanTeacher(Host):
         # 4. the teacher is random at first: its say grows
         weight = self.options.weight * ramp_up(t, self.options.ramp_up)
         losses = {
-            "labeled": self.criterion(output.rows(0, n), labeled.target),
+            **labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target),
             "unlabeled": weight * squared_error(logits, target),
         }
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden)

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, weigher
-from ..components import WHOLE, NoMix, UniformWeight, given, pasted, weigh_and_mix
+from ..components import WHOLE, NoMix, UniformWeight, given, labeled_terms, pasted, weigh_and_mix
 from ..data.transforms import Cutout
 from ..losses import pixel_cross_entropy
 from ..models.teacher import Teacher
@@ -188,10 +188,9 @@ class SelfTraining(Host):
         # 4. the mean over all supervised pixels, in its two parts
         on_labeled, on_mixed = labeled.target.denominator.sum(), target.denominator.sum()
         every = (on_labeled + on_mixed).clamp(min=torch.finfo(torch.float).tiny)
-        losses = {
-            "labeled": on_labeled / every * self.criterion(output.rows(0, n), labeled.target),
-            "unlabeled": on_mixed / every * self.criterion(output.rows(n), target),
-        }
+        on_l = labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target)
+        losses = {name: on_labeled / every * term for name, term in on_l.items()}
+        losses["unlabeled"] = on_mixed / every * self.criterion(output.rows(n), target)
         statistics = pseudo_label_statistics(weak.target, batch.u_hidden) | logged(self.weigh, self.mix)
         statistics["pasted"] = share(paste.source >= len(batch.u_weak), paste.source >= 0)
         return Step(losses, statistics)

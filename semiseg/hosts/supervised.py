@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..build import criterion, make_student
+from ..components import labeled_terms
 from ..losses import labeled_cross_entropy
 from ..models.teacher import Teacher
 from ..registry import Method
@@ -44,7 +45,8 @@ class Supervised(Host):
         self.student, self.teacher, self.criterion = student, Teacher(student, decay), criterion
 
     def losses(self, batch: Batch, t: float) -> Step:
-        return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
+        y, output = Target.from_labels(batch.y), self.student(batch.x)
+        return Step(labeled_terms(self.student, self.criterion, output, y), {})
 
 
 def build(recipe: Recipe, classes: int) -> Supervised:

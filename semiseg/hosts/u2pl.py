@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ..banks import some
 from ..build import criterion, make_student, mixer, teacher_options, weigher
-from ..components import CutMix, EntropyFilter, NoMix, UniformWeight, entropy, pasted, quantile, weigh_and_mix
+from ..components import (
+    CutMix,
+    EntropyFilter,
+    NoMix,
+    UniformWeight,
+    entropy,
+    labeled_terms,
+    pasted,
+    quantile,
+    weigh_and_mix,
+)
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.teacher import Teacher
 from ..options import Divisor, Evaluation
@@ -114,7 +124,8 @@ class U2PL(Host):
     def losses(self, batch: Batch, t: float) -> Step:
         self._copying = t < self.copy_until
         if t < self.unlabeled_from:
-            return Step({"labeled": self.criterion(self.student(batch.x), Target.from_labels(batch.y))}, {})
+            y, output = Target.from_labels(batch.y), self.student(batch.x)
+            return Step(labeled_terms(self.student, self.criterion, output, y), {})
         n = len(batch.x)
 
         # 1. first look: every valid pixel of the weak view gets the teacher's class
@@ -141,7 +152,7 @@ class U2PL(Host):
         labeled, mixed = labeled.seen_by(output.rows(0, n)), mixed.seen_by(output.rows(n))
         target = weigh_and_mix(self.weigh, paste, weak, labeled, mixed).only(kept)
         unlabeled = pixel_cross_entropy(output.rows(n).logits, target, self.divisor)
-        losses = {"labeled": self.criterion(output.rows(0, n), labeled.target)}
+        losses = labeled_terms(self.student, self.criterion, output.rows(0, n), labeled.target)
         losses["unlabeled"] = self.options.unlabeled_weight * unlabeled
         assert mixed.hidden is not None
         statistics = pseudo_label_statistics(mixed.target.only(kept), mixed.hidden)

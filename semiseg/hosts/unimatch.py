@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..build import criterion, make_student, mixer, mixes, weigher
-from ..components import WHOLE, ConfidentLabels, NoMix, UniformWeight, entropy, random_box, read_as
+from ..components import WHOLE, ConfidentLabels, NoMix, UniformWeight, entropy, labeled_terms, random_box, read_as
 from ..losses import labeled_cross_entropy, pixel_cross_entropy
 from ..models.deeplabv3plus import DeepLabV3Plus
 from ..models.teacher import Teacher
@@ -138,10 +138,10 @@ class UniMatch(Host):
         donors = self._donors(batch, slice(m, None) if same else slice(m), t) if self.apart else None
 
         # 1. labeled and weak images, and the weak ones again with dropped channels, through one decoder pass
-        low, deep = self.student.backbone(torch.cat((batch.x, batch.u_weak[:m])))
+        low, deep, middle = self.student.encode(torch.cat((batch.x, batch.u_weak[:m])))
         dropped = 0 if self.options.drop_labeled else n
         low, deep = (torch.cat((v, F.dropout2d(v[dropped:], self.options.drop))) for v in (low, deep))
-        output = self.student.read(self.student.fuse(low, deep), deep, size)
+        output = self.student.read(self.student.fuse(low, deep), deep, size, middle)
         on_u = output.rows(n, n + m).detach()
         y = Target.from_labels(batch.y)
         labeled = View(batch.x, y, output.rows(0, n).detach(), output.rows(0, n))
@@ -166,7 +166,8 @@ class UniMatch(Host):
         first = len(mixed[0].image)
         logits = (on_mixed.logits[:first], on_mixed.logits[first:], output.logits[-m:])
         targets.append(self._weighed(weak.target, factor[:m]))
-        losses = {"labeled": self.criterion(labeled.student, y) / 2}  # type: ignore[arg-type]
+        on_l = labeled_terms(self.student, self.criterion, output.rows(0, n), y)
+        losses = {name: term / 2 for name, term in on_l.items()}
         terms = zip(("strong_1", "strong_2", "dropped"), self.options.weights, logits, targets, strict=True)
         for name, weight, on, target in terms:
             losses[name] = weight * pixel_cross_entropy(on, target, self.divisor) / 2

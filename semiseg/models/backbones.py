@@ -12,8 +12,10 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .names import BACKBONES, PREFIX, RESNETS
+from .names import BACKBONES, PREFIX, RESNETS, Stem, check_encoder
 from .timm_encoders import make_timm
+
+IMAGENET = {"imagenet": "DEFAULT", "imagenet_v1": "IMAGENET1K_V1"}  # torchvision's names
 
 
 class Encoder(Protocol):
@@ -26,16 +28,27 @@ class Encoder(Protocol):
 
 
 class Backbone(nn.Module):
-    """forward(x (B, 3, H, W)) -> low-level features at stride 4, deep features at stride `output_stride`."""
+    """forward(x (B, 3, H, W)) -> low-level features at stride 4, deep features at stride `output_stride`.
 
-    def __init__(self, low: nn.Module, deep: nn.Module, low_channels: int, deep_channels: int) -> None:
+    A ResNet's layer3 has `middle_channels`; of other encoders nothing is read between low and deep.
+    """
+
+    def __init__(
+        self, low: nn.Module, deep: nn.Sequential, low_channels: int, deep_channels: int, middle_channels: int = 0
+    ) -> None:
         super().__init__()
         self.low, self.deep = low, deep
-        self.low_channels, self.deep_channels = low_channels, deep_channels
+        self.low_channels, self.deep_channels, self.middle_channels = low_channels, deep_channels, middle_channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low = self.low(x)
         return low, self.deep(low)
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and between them what the last stage reads: a ResNet's layer3."""
+        low = self.low(x)
+        middle = self.deep[:-1](low)
+        return low, middle, self.deep[-1](middle)
 
 
 def _dilate(stage: nn.Module, rate: int) -> None:
@@ -61,16 +74,41 @@ def _rates(output_stride: int) -> tuple[int, int]:
     return (1, 2) if output_stride == 16 else (2, 4)
 
 
-def _resnet(name: str, output_stride: int, weights: str | Path | None) -> Backbone:
+def _deepen_stem(net: tv.ResNet) -> None:
+    """Three 3x3 convolutions with 64, 64 and 128 channels in place of one 7x7, by the names of released weights."""
+    first: Any = net.layer1[0]
+    wide = net.layer2[0].conv1.in_channels
+    shortcut = nn.Sequential(nn.Conv2d(128, wide, 1, bias=False), nn.BatchNorm2d(wide))
+    layers: list[nn.Module] = []
+    for width_in, width_out, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
+        convolution = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU(True)]
+    net.conv1, net.bn1 = nn.Sequential(*layers[:-2]), nn.BatchNorm2d(128)
+    net.layer1[0] = type(first)(128, 64, 1, shortcut)
+    for part in (net.conv1, net.layer1[0]):
+        for conv in (m for m in part.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _resnet(
+    name: str, output_stride: int, weights: str | Path | None, stem: Stem, multi_grid: tuple[int, ...]
+) -> Backbone:
     net = tv.get_model(name)
+    if stem == "deep":
+        if weights in IMAGENET:
+            raise ValueError(f"torchvision has no weights of {name} with a deep stem; give a file as weights, or none")
+        _deepen_stem(net)
     load_backbone(net, name, weights)
     for stage, rate in zip((net.layer3, net.layer4), _rates(output_stride), strict=True):
         if rate > 1:
             _dilate(stage, rate)
+    for block, factor in zip(net.layer4, multi_grid, strict=False):  # factors of 1 may be more than blocks
+        for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)):
+            conv.dilation = conv.padding = (conv.dilation[0] * factor, conv.dilation[1] * factor)
     low = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
     deep = nn.Sequential(net.layer2, net.layer3, net.layer4)
     expansion = 4 if name in ("resnet50", "resnet101") else 1
-    return Backbone(low, deep, 64 * expansion, 512 * expansion)
+    return Backbone(low, deep, 64 * expansion, 512 * expansion, 256 * expansion)
 
 
 def _mobilenet(output_stride: int, weights: str | Path | None) -> Backbone:
@@ -83,20 +121,28 @@ def _mobilenet(output_stride: int, weights: str | Path | None) -> Backbone:
     return Backbone(net.features[:4], net.features[4:18], 24, 320)
 
 
-def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None = None) -> Encoder:
+def make_backbone(
+    name: str, output_stride: int = 16, weights: str | Path | None = None, *, stem: Stem = "resnet",
+    multi_grid: tuple[int, ...] = (1, 1, 1),
+) -> Encoder:  # fmt: skip
     """An encoder by name.
 
     Args:
         name: one of BACKBONES, or "timm:NAME" (`timm_encoders.make_timm`).
         output_stride: 8 or 16; "tiny" has 8.
-        weights: "imagenet" (torchvision's, hashed download), a file in torchvision's naming, or None (random).
+        weights: "imagenet" (torchvision's newest, hashed download), "imagenet_v1" (its first ones), a file in
+            torchvision's naming, or None (random).
+        stem: of a ResNet; "deep" has three 3x3 convolutions, and weights only from a file.
+        multi_grid: factors of the dilation that each block of a ResNet's layer4 has.  With (2, 2, 4) it is 2, 4, 8 at
+            stride 16 and 4, 8, 16 at stride 8, since the first block has the dilation of the stage before.
 
     Raises:
-        ValueError: unknown name, stride, or weights that do not fit.
+        ValueError: unknown name, stride, weights that do not fit, or what the encoder does not have.
         FileNotFoundError: no such file of weights.
         ConnectionError: ImageNet weights that cannot be downloaded.
         ModuleNotFoundError: "timm:NAME" without timm.
     """
+    check_encoder(name, stem, multi_grid)
     if name == "tiny":
         if weights is not None:
             raise ValueError(f"backbone 'tiny' has no pretrained weights, got weights={str(weights)!r}; pass None")
@@ -104,7 +150,7 @@ def make_backbone(name: str, output_stride: int = 16, weights: str | Path | None
     if name == "mobilenet_v2":
         return _mobilenet(output_stride, weights)
     if name in RESNETS:
-        return _resnet(name, output_stride, weights)
+        return _resnet(name, output_stride, weights, stem, multi_grid)
     if name.startswith(PREFIX):
         return make_timm(name, output_stride, weights)
     raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)} or {PREFIX}NAME")
@@ -114,12 +160,12 @@ def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None
     """Load classification weights into a torchvision network; a classifier of another size is passed over."""
     if weights is None:
         return
-    if weights == "imagenet":
-        net.load_state_dict(_imagenet(name))
+    if weights in IMAGENET:
+        net.load_state_dict(_imagenet(name, IMAGENET[str(weights)]))
         return
     path = Path(weights)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; expected a file, or 'imagenet', or none")
+        raise FileNotFoundError(f"no weights at {path}; expected a file, or one of {', '.join(IMAGENET)}, or none")
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -139,9 +185,9 @@ def load_backbone(net: nn.Module, name: str, weights: str | Path | None) -> None
     net.load_state_dict({**net.state_dict(), **encoder})
 
 
-def _imagenet(name: str) -> Mapping[str, Any]:
+def _imagenet(name: str, version: str) -> Mapping[str, Any]:
     """torchvision's weights.  Raises ConnectionError, with what to do, where they are neither here nor to be had."""
-    weights = tv.get_model_weights(name).DEFAULT
+    weights = tv.get_model_weights(name)[version]
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:

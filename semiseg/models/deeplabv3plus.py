@@ -2,10 +2,13 @@
 
     image --trunk--> z (decoder input, stride 4), deep --refine--> features --head--> logits
 
-DDFP perturbs z or the features; the contrastive papers read the embedding; UniMatch drops channels before `fuse`.
+DDFP perturbs z or the features; the contrastive papers read the embedding, of the features or of z; UniMatch drops
+channels before `fuse`.  The auxiliary head reads the encoder's map before the last stage.
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -26,6 +29,16 @@ def _resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
+def auxiliary_head(channels: int, classes: int) -> nn.Sequential:
+    """Classifier of the encoder's map before the last stage, as in U2PL, AEL and DGCL.
+
+    Raises ValueError for an encoder that gives no such map, channels 0.
+    """
+    if not channels:
+        raise ValueError("an auxiliary head needs a map before the encoder's last stage; only ResNets give one")
+    return nn.Sequential(*_block(channels, 256, 3), nn.Dropout2d(0.1), nn.Conv2d(256, classes, 1))
+
+
 class DeepLabV3Plus(nn.Module):
     """Atrous spatial pyramid pooling on deep features, fused with low-level ones at stride 4.
 
@@ -35,9 +48,17 @@ class DeepLabV3Plus(nn.Module):
         width: channels of the pyramid and of the features D (256 in the papers).
         low_width: channels the low-level features are reduced to (48).
         rates: dilations of the pyramid (6, 12, 18 at output stride 16).
-        embedding: E, channels of a projection head (two 1x1 convolutions) on the features; 0: none.
-        dropout: of whole channels, after the pyramid and in the refinement.
+        projection: kernel of the convolution after the pyramid, 3 or 1.
+        embedding: E, channels of a projection head; 0: none.
+        projector: what that head reads: "features", by two 1x1 convolutions, or "decoder", z, by two 3x3 convolutions
+            with dropout and a 1x1 one, beside refinement and classifier (U2PL's released code).
+        dropout: of whole channels, in the refinement and in a projector of z.
+        pyramid_dropout: of whole channels, after the pyramid; None: as dropout.
+        auxiliary: weight of the labeled loss of a head on the encoder's map before the last stage; 0: no head.
         second_bn: give the refinement a second set of BatchNorm statistics for perturbed features (DDFP).
+
+    Raises:
+        ValueError: an auxiliary head on an encoder without such a map.
     """
 
     def __init__(
@@ -48,15 +69,20 @@ class DeepLabV3Plus(nn.Module):
         width: int = 256,
         low_width: int = 48,
         rates: tuple[int, ...] = (6, 12, 18),
+        projection: int = 3,
         embedding: int = 0,
+        projector: Literal["features", "decoder"] = "features",
         dropout: float = 0.1,
+        pyramid_dropout: float | None = None,
+        auxiliary: float = 0.0,
         second_bn: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.aspp = ASPP(backbone.deep_channels, rates, width)
         pyramid = (len(rates) + 2) * width
-        self.aspp.project = nn.Sequential(*_block(pyramid, width, 3), nn.Dropout2d(dropout))
+        after_pyramid = nn.Dropout2d(dropout if pyramid_dropout is None else pyramid_dropout)
+        self.aspp.project = nn.Sequential(*_block(pyramid, width, projection), after_pyramid)
         self.reduce = nn.Sequential(*_block(backbone.low_channels, low_width, 1))
         norm = DualBatchNorm2d if second_bn else nn.BatchNorm2d
         self.refine = nn.Sequential(
@@ -64,12 +90,32 @@ class DeepLabV3Plus(nn.Module):
             *_block(width, width, 3, norm), nn.Dropout2d(dropout),
         )  # fmt: skip
         self.classify = nn.Conv2d(width, classes, 1)
-        self.project = nn.Sequential(*_block(width, width, 1), nn.Conv2d(width, embedding, 1)) if embedding else None
         self.width, self.decoder_width, self.embedding = width, low_width + width, embedding
+        self.projector, self.project = projector, self._projector(dropout) if embedding else None
+        self.auxiliary_weight = auxiliary
+        self.auxiliary = auxiliary_head(getattr(backbone, "middle_channels", 0), classes) if auxiliary else None
+
+    def _projector(self, dropout: float) -> nn.Sequential:
+        width, drop = self.width, nn.Dropout2d(dropout)
+        last = nn.Conv2d(width, self.embedding, 1)
+        if self.projector == "features":
+            return nn.Sequential(*_block(width, width, 1), last)
+        return nn.Sequential(*_block(self.decoder_width, width, 3), drop, *_block(width, width, 3), drop, last)
+
+    def inference_state(self) -> dict[str, Any]:
+        """Its tensors by name, without those of the auxiliary head, which is there for training alone."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("auxiliary.")}
 
     def fuse(self, low: Tensor, deep: Tensor) -> Tensor:
         """Both maps of the backbone -> z (B, C, h, w) at stride 4."""
         return torch.cat((self.reduce(low), _resize(self.aspp(deep), low.shape[-2:])), 1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x (B, 3, H, W) -> low-level and deep features, and what an auxiliary head reads, for `read`."""
+        if self.auxiliary is None:
+            return *self.backbone(x), None
+        low, middle, deep = self.backbone.maps(x)  # type: ignore[attr-defined]
+        return low, deep, middle
 
     def trunk(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 3, H, W) -> z (B, C, h, w) at stride 4 and deep features (B, L, h', w')."""
@@ -79,23 +125,34 @@ class DeepLabV3Plus(nn.Module):
     def head(self, features: Tensor, deep: Tensor, size: tuple[int, int] | torch.Size) -> Output:
         """features (B, D, h, w) -> Output with logits at `size`."""
         logits = _resize(self.classify(features), size)
-        embedding = features[:, :0] if self.project is None else self.project(features)
+        reads = self.project is not None and self.projector == "features"
+        embedding = self.project(features) if reads else features[:, :0]  # type: ignore[misc]
         return Output(logits, features, embedding, deep)
 
     @torch.no_grad()
     def embed(self, vectors: Tensor) -> Tensor:
         """Features (n, D) -> their projections (n, E) by running statistics, without gradient."""
-        if self.project is None:
-            raise ValueError("this network has no projection head; make it with embedding > 0")
+        if self.project is None or self.projector != "features":
+            raise ValueError("this network has no projection head on its features; make it with embedding > 0")
         was_training = self.project.training
         embedding = self.project.eval()(vectors[:, :, None, None])[:, :, 0, 0]
         self.project.train(was_training)
         return embedding
 
-    def read(self, z: Tensor, deep: Tensor, size: tuple[int, int] | torch.Size) -> Output:
-        """Decoder input z (B, C, h, w) -> Output."""
-        return self.head(self.refine(z), deep, size)
+    def read(self, z: Tensor, deep: Tensor, size: tuple[int, int] | torch.Size, middle: Tensor | None = None) -> Output:
+        """Decoder input z (B, C, h, w) -> Output; with `middle` of `encode` also that of the auxiliary head.
+
+        The auxiliary head is asked where it can learn alone: in training mode, with gradient.
+        """
+        undropped = self.refine[:-1](z)
+        output = self.head(self.refine[-1](undropped), deep, size)._replace(undropped=undropped)
+        if self.project is not None and self.projector == "decoder":
+            output = output._replace(embedding=self.project(z))
+        if self.auxiliary is not None and middle is not None and self.training and torch.is_grad_enabled():
+            output = output._replace(auxiliary=self.auxiliary(middle))
+        return output
 
     def forward(self, x: Tensor) -> Output:
         """x (B, 3, H, W), normalized -> Output."""
-        return self.read(*self.trunk(x), x.shape[-2:])
+        low, deep, middle = self.encode(x)
+        return self.read(self.fuse(low, deep), deep, x.shape[-2:], middle)
