@@ -73,9 +73,10 @@ class Place(NamedTuple):
         Nearest by the pixel's center, as PIL does: v2's own choice for masks rounds down and so shifts a shrunk mask
         against its image by up to half a pixel.
         """
-        rows, columns = self.seen
-        ys, xs = _sources(plane.shape[-2], self.height)[rows], _sources(plane.shape[-1], self.width)[columns]
-        picked = plane.numpy().take(ys, -2).take(xs, -1)  # a twentieth of the time of torch's index_select
+        seen = self.seen
+        rows, columns = (_sources(*pair) for pair in zip(plane.shape[-2:], (self.height, self.width), strict=True))
+        # a twentieth of the time of torch's index_select
+        picked = plane.numpy().take(rows[seen[0]], -2).take(columns[seen[1]], -1)
         return self._framed(torch.from_numpy(picked), fill)
 
     def boxes(self, boxes: Boxes, height: int, width: int) -> Boxes:

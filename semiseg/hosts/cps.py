@@ -205,7 +205,7 @@ class CrossPseudoSupervision(Host):
     def _clean(self, network: nn.Module, batch: Batch) -> Output:
         """What a network says about the clean unlabeled images; donors of their own have a pass of their own."""
         each = [read_as(network, images, self.options.label_mode) for images in batch.u_weak.chunk(self.crops)]
-        return Output(*map(torch.cat, zip(*each, strict=True)))
+        return Output.merged(lambda *maps: torch.cat(maps), *each)
 
     def _view(self, output: Output, batch: Batch) -> View:
         """The unlabeled images with a network's labels."""

@@ -118,7 +118,7 @@ def settings(base: Recipe) -> Recipe:
 
 
 def official(base: Recipe) -> Recipe:
-    """Britefury/cutmix-semisup-seg @ af6183a, on PASCAL VOC DeepLabV3+: other colors, a teacher in training mode."""
+    """Britefury/cutmix-semisup-seg @ af6183a, DeepLabV3+ on PASCAL VOC: other colors, a teacher in training mode."""
     base = base.having(replace(base[CutMixSegOptions], color=True), replace(base.consistency, teacher="ema_train"))
     if base.scale != "paper" or base.data != "voc":
         return base
