@@ -13,10 +13,13 @@ from toys import command
 
 import semiseg.cli
 from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.patchwork import Patchwork
 from semiseg.data.splits import seeded_split
 from semiseg.evaluate import Scores
-from semiseg.inference.model import Model, evaluate_model, images_of, palette_of, score_table
+from semiseg.inference.model import Model, evaluate_model, images_of, load_model, palette_of, recorded, score_table
+from semiseg.recipe import recipe
 from semiseg.runs import Run
+from semiseg.training.run import train
 
 DATA = Digits()
 
@@ -58,7 +61,8 @@ def test_the_table_is_computed_from_the_confusion() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--split", "test"), "unknown part 'test'; expected one of val, train"),
+        (("--split", "tset"), "unknown part 'tset'; expected one of val, tune, test, train"),
+        (("--split", "test"), "digits has no part 'test'"),
         (("--split", "held_out"), "has no list held_out.txt"),
         (("--data", "voc"), "data='voc' needs root"),
         (("--device", "abacus"), "device 'abacus' cannot be used"),
@@ -109,3 +113,17 @@ def test_colors_of_older_records() -> None:
     assert palette_of({"classes": ["background", "cat"]}) == ((0, 0, 0), (64, 0, 0))
     assert palette_of({"classes": ["a", "b"]}) == ((0, 0, 0), (128, 0, 0))
     assert palette_of({"classes": ["a"], "palette": [[1, 2, 3]]}) == ((1, 2, 3),)
+
+
+def test_a_recipe_says_which_images_are_scored(tmp_path: Path) -> None:
+    """A choice is made on tune: the record is of it, and says nothing of val or test."""
+    data = Patchwork(8, 2, 3, 4)
+    made = recipe("supervised", "patchwork", "1_4", "smoke").changed("evaluation.scored=tune")
+    done = train(made, data, seeded_split(data.train, "1_4", 0), tmp_path / "run", progress=False)
+    model = load_model(done.folder, "cpu")
+    assert sum(map(sum, done.record["last"]["teacher"]["confusion"])) == 2 * 64 * 64
+    assert evaluate_model(model, data, "tune").miou == done.miou
+    assert recorded(model, data, "tune") == done.record["last"]["teacher"] and recorded(model, data, "val") is None
+    assert sum(map(sum, evaluate_model(model, data, "test").confusion)) == 4 * 64 * 64
+    with pytest.raises(ValueError, match="digits has no part 'tune'"):
+        train(made, Digits(4, 1), seeded_split(Digits(4, 1).train, "1_4", 0), tmp_path / "other", progress=False)
