@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..checkout import repo_root
-from ..runs import RECORD, find_runs, keep
+from ..runs import LOCAL, RECORD, find_runs, keep
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Folders = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
@@ -57,3 +57,21 @@ def publish(folders: Folders) -> None:
     """Copy finished local runs with their weights, for runs that a committed notebook shows."""
     for folder in folders:
         typer.echo(keep(folder, _root(), weights=True))
+
+
+@app.command()
+def plan(
+    grid: Annotated[Path, typer.Argument(help="TOML file: methods, plug_ins, splits, seeds, variants, data, ...")],
+    out: Annotated[Path | None, typer.Option(help="folder of the plan; none: below runs/local/plans")] = None,
+    cost: Annotated[Path | None, typer.Option(help="measured seconds of steps; none: runs/step-cost.json")] = None,
+) -> None:
+    """Write the runs of a grid that no record is of, a recipe for each, for Snakemake."""
+    from ..sweep import COST, make_plan, read_cost, read_grid, summary, write_plan
+
+    measured = read_cost(cost or _root() / COST)
+    made = make_plan(read_grid(grid), find_runs(_root(), local=True, skip=_say), measured)
+    table = write_plan(made, out or Path("runs") / LOCAL / "plans" / grid.stem)
+    for line in summary(made, measured):
+        typer.echo(line)
+    if made.runs:
+        typer.echo(f"snakemake --profile profiles/local --config plan={table.parent}")

@@ -41,6 +41,7 @@ def train(
     ] = None,
     devices: Annotated[int, typer.Option(help="GPUs, or processes on the CPU")] = 1,
     overwrite: Annotated[bool, typer.Option(help="train again where a finished run lies")] = False,
+    reuse: Annotated[bool, typer.Option(help="read a finished run of the same recipe, images and lists")] = False,
     progress: Annotated[bool, typer.Option(help="show a bar")] = True,
 ) -> None:
     """Train a recipe.  An interrupted run goes on with the same command."""
@@ -65,7 +66,7 @@ def train(
     try:
         run = run_recipe(
             made, images, partition, folder, devices=devices, workers=workers, cache=cache, resident=resident,
-            progress=progress, overwrite=overwrite,
+            progress=progress, overwrite=overwrite, reuse=reuse,
         )  # fmt: skip
     except KeyboardInterrupt as stop:
         typer.echo(f"\ninterrupted; the same command continues {folder}", err=True)

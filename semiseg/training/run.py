@@ -46,6 +46,7 @@ def train(
     progress: bool = True,
     stop_after: int | None = None,
     overwrite: bool = False,
+    reuse: bool = False,
 ) -> Run:
     """Train a recipe and write its record; an interrupted run continues where its last epoch ended.
 
@@ -67,6 +68,7 @@ def train(
         progress: show a bar.
         stop_after: pause after that many epochs, counted over all stages, as an interruption would.
         overwrite: train again where a finished run lies, and replace it at the end.
+        reuse: return a finished run of the same recipe, images and lists; wait for a process that is training it.
 
     Returns:
         The finished run.
@@ -79,6 +81,8 @@ def train(
         ArithmeticError: a loss or a weight that is not finite (`health.NotFinite`); there is no record then.
     """
     folder = Path(folder)
+    if reuse and (found := _finished(folder, recipe, data, split)):
+        return found
     check_folder(folder, data, overwrite)
     data = Cached(data, cache) if cache else data
     check(data, split.labeled)
@@ -87,7 +91,10 @@ def train(
     task = _task(recipe, data, split, part, record)
     task = replace(task, workers=workers, resident=resident, progress=progress)
     run = fit_in_stages if plan(task) else fit
-    with _claimed(part):
+    with _claimed(part, wait=reuse):
+        if reuse and (found := _finished(folder, recipe, data, split)):
+            shutil.rmtree(part, ignore_errors=True)  # there is but a lock in it
+            return found
         check_folder(folder, data, overwrite)  # another process may have finished it meanwhile
         _same_run(part, record)
         write_text(part / STARTED, json.dumps(record, indent=1))
@@ -143,8 +150,20 @@ def _record_of(recipe: Recipe, data: SegmentationData, split: Split) -> dict[str
     }  # fmt: skip
 
 
+def _finished(folder: Path, recipe: Recipe, data: SegmentationData, split: Split) -> Run | None:
+    """The run that is finished in a folder.  Raises ValueError where it is of another recipe, images or lists."""
+    if not (folder / RECORD).is_file():
+        return None
+    run = Run.read(folder)
+    asked = {"recipe": recipe.as_dict(), "data": data.sha256, "split": split.sha256}
+    there = {"recipe": run.record["recipe"], **{name: run.record[name]["sha256"] for name in ("data", "split")}}
+    if found := differences(asked, there):
+        raise ValueError(f"{folder} holds a finished run that differs in {'; '.join(found[:4])}")
+    return run
+
+
 @contextmanager
-def _claimed(part: Path) -> Iterator[Path]:
+def _claimed(part: Path, wait: bool = False) -> Iterator[Path]:
     """The folder of an unfinished run, for this process alone."""
     try:
         part.mkdir(parents=True, exist_ok=True)
@@ -153,7 +172,7 @@ def _claimed(part: Path) -> Iterator[Path]:
         raise PermissionError(f"cannot write to {part}: {error.strerror}; choose another folder for runs") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise ValueError(f"another process is training in {part}") from error
         yield part
