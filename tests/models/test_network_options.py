@@ -72,11 +72,12 @@ def test_dilation_of_each_convolution(
 def test_a_deep_stem_has_three_convolutions_and_the_names_of_released_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = encoder("resnet50", stem="deep")
-    names = {"0.0": "conv1", "0.1": "bn1", "0.4": "layer1", "1.0": "layer2", "1.1": "layer3", "1.2": "layer4"}
+    names = {("low", "0"): "conv1", ("low", "1"): "bn1", ("low", "4"): "layer1"}
+    names |= {("deep", str(i)): f"layer{i + 2}" for i in range(3)}
     released = {}
     for key, value in net.state_dict().items():
         part, at, rest = key.split(".", 2)
-        released[f"{names[f'{0 if part == "low" else 1}.{at}']}.{rest}"] = value
+        released[f"{names[part, at]}.{rest}"] = value
     first = {key.split(".")[1]: tuple(v.shape) for key, v in released.items() if key.startswith("conv1.") and v.dim()}
     assert first == STEM
     plain, deep = tv.resnet50().state_dict(), {k: tuple(v.shape) for k, v in released.items()}
@@ -107,9 +108,7 @@ def test_a_deep_stem_starts_as_torchvisions_layers_do() -> None:
 @pytest.mark.parametrize("weights", ["imagenet", "imagenet_v1"])
 def test_a_deep_stem_has_no_weights_of_torchvision(weights: str) -> None:
     made = recipe("supervised", "voc", "1_8", "paper").changed({"network.stem": "deep", "network.weights": weights})
-    with pytest.raises(
-        ValueError, match="^torchvision has no weights of resnet101 with a deep stem; give a file .*none$"
-    ):
+    with pytest.raises(ValueError, match=r"^torchvision has no weights of resnet101 with a deep stem; give a file"):
         make_student(made, 21)
 
 
