@@ -16,7 +16,7 @@ from ..build import mixer, weigher
 from ..components import NoMix, UniformWeight, given, pasted, weigh_and_mix
 from ..models.mask2former import Mask2Former, MaskQueries, log_probabilities
 from ..models.teacher import Teacher
-from ..options import Evaluation, Optimization, Options, option, options
+from ..options import Evaluation, Network, Optimization, Options, option, options
 from ..registry import Method
 from ..statistics import logged, pseudo_label_statistics, share
 from ..training.checkpoint import Keep
@@ -231,7 +231,10 @@ def settings(base: Recipe) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ValueError for OHEM."""
+    """Raise ValueError for OHEM, and for what DeepLabV3+ alone has."""
+    strange = [o.name for o in Network.described() if o.later and o.name in recipe.network.as_dict()]
+    if strange:
+        raise ValueError(f"method 'mask2former' has a decoder of its own and does not read network.{strange[0]}")
     if recipe.optimization.ohem:
         raise ValueError("method 'mask2former' has no cross-entropy over pixels that OHEM could choose from")
 

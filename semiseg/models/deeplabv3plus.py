@@ -91,16 +91,16 @@ class DeepLabV3Plus(nn.Module):
         )  # fmt: skip
         self.classify = nn.Conv2d(width, classes, 1)
         self.width, self.decoder_width, self.embedding = width, low_width + width, embedding
-        self.projector, self.project = projector, self._projector(dropout) if embedding else None
-        self.auxiliary_weight = auxiliary
+        self.projector, self.auxiliary_weight = projector, auxiliary
+        self.project = nn.Sequential(*self._projector(dropout), nn.Conv2d(width, embedding, 1)) if embedding else None
         self.auxiliary = auxiliary_head(getattr(backbone, "middle_channels", 0), classes) if auxiliary else None
 
-    def _projector(self, dropout: float) -> nn.Sequential:
-        width, drop = self.width, nn.Dropout2d(dropout)
-        last = nn.Conv2d(width, self.embedding, 1)
+    def _projector(self, dropout: float) -> list[nn.Module]:
+        """The projection head before its last convolution."""
         if self.projector == "features":
-            return nn.Sequential(*_block(width, width, 1), last)
-        return nn.Sequential(*_block(self.decoder_width, width, 3), drop, *_block(width, width, 3), drop, last)
+            return _block(self.width, self.width, 1)
+        first, second = _block(self.decoder_width, self.width, 3), _block(self.width, self.width, 3)
+        return [*first, nn.Dropout2d(dropout), *second, nn.Dropout2d(dropout)]
 
     def inference_state(self) -> dict[str, Any]:
         """Its tensors by name, without those of the auxiliary head, which is there for training alone."""

@@ -1,15 +1,20 @@
 """Every scheme with every plug-in, by argument alone: a step is finite, learns from unlabeled pixels, and is logged."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import toys
+from torch import Tensor
 
 from semiseg.build import build
+from semiseg.inference.model import load_exported
 from semiseg.methods.upc import UPCOptions
 from semiseg.methods.wpl import WPLOptions, with_alpha
 from semiseg.recipe import recipe
 from semiseg.registry import methods
-from semiseg.types import Batch
+from semiseg.training.checkpoint import write_tensors
+from semiseg.types import IGNORE, Batch, Output, Target
 
 UNLABELED = [name for name, method in methods().items() if method.unlabeled]
 
@@ -75,3 +80,36 @@ def test_alpha_scales_the_unlabeled_terms_of_wpls_hosts_alone(method: str) -> No
 def test_labels_alone_have_nothing_to_replace() -> None:
     with pytest.raises(ValueError, match="UPC changes unlabeled images, and method 'supervised' has none"):
         recipe("supervised").having(UPCOptions())
+
+
+@pytest.mark.parametrize("method", [name for name in methods() if name != "mask2former"])
+def test_the_auxiliary_head_learns_labeled_images_on_every_host(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = {"network.backbone": "resnet18", "network.weights": None, "network.auxiliary": 0.4}
+    made, given = recipe(method, "digits", "1_8", "smoke").changed(network), batch(method)
+    host, seen = build(made, toys.K).train(), []
+    criterion = host.criterion
+
+    def watched(output: Output, target: Target) -> Tensor:
+        seen.append((output.logits, target, criterion(output, target)))
+        return seen[-1][-1]
+
+    host.criterion = watched
+    losses = host.losses(given, 0.9).losses
+    names = ["labeled", "auxiliary_head", *(["labeled_other", "auxiliary_head_other"] if method == "cps" else [])]
+    assert [name for name in losses if "labeled" in name.split("_") or "head" in name] == names
+    for i in range(0, len(names), 2):
+        (_, target, labeled), (logits, target_of_head, of_head) = seen[i : i + 2]
+        assert target is target_of_head and len(logits) == len(given.x)
+        assert torch.equal(target.weight > 0, given.y != IGNORE)
+        torch.testing.assert_close(losses[names[i + 1]] / losses[names[i]], 0.4 * of_head / labeled)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in host.student.auxiliary.parameters())
+
+    host.after_step()
+    state = host.exported_state()
+    assert state and not any("auxiliary." in key for key in state if key.startswith("teacher."))
+    write_tensors(state, tmp_path / "model.safetensors")
+    read = load_exported(made, toys.K, tmp_path / "model.safetensors").networks()["teacher"]
+    wanted = host.networks()["teacher"].eval()
+    torch.testing.assert_close(read(given.x).logits, wanted(given.x).logits, rtol=0, atol=0)

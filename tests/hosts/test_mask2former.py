@@ -492,6 +492,7 @@ def test_a_run_that_died_between_its_stages_continues(tmp_path: Path, monkeypatc
             "Mask2Former has no backbone 'mobilenet_v2'; expected one of tiny, resnet18",
         ),
         (lambda: smoke().changed("optimization.ohem=True"), "no cross-entropy over pixels that OHEM"),
+        (lambda: smoke().changed("network.projection=1"), "does not read network.projection"),
         (lambda: smoke().changed("optimization.clip_norm=0.0"), r"clip_norm should be greater than 0, got 0\.0"),
     ],
 )
