@@ -153,10 +153,15 @@ def _code(table: Official) -> str:
 
 
 def _chapter(table: Official) -> str:
-    left = [row for row in table.settings if row.reason]
+    left, found = [row for row in table.settings if row.reason], [*differences(table)]
     lines = [f"(official-{table.name})=", f"## {_title(table)}", f"Read from {_code(table)}."]
     if left:
         lines += ["Not reproduced, or in part:", _rows(left, "and ours, and why", lambda row: row.reason)]
+    if found:
+        lines += [
+            "Where the official reading is not yet what the table says:",
+            "\n".join(f"- {line}" for line in found),
+        ]
     lines += [
         f":::{{dropdown}} All {len(table.settings)} settings",
         _rows(list(table.settings), "ours", _ours),

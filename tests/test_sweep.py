@@ -107,7 +107,7 @@ def test_what_stands_twice_is_named_and_planned_once(plan: Planner) -> None:
         ('methods = ["ddfp"]\nvariants = ["ddfp.epz=1"]', r"^runs 1: unknown option of ddfp 'epz'; did you mean 'eps'"),
         ('methods = ["ddfp"]\nvariants = ["ddfp.eps=-1"]', r"^runs 1: ddfp\.eps should be greater"),
         ('methods = ["ddfp"]\nvariants = ["upc.k=2"]', r"^runs 1: upc\.k needs the plug-in upc, which does not take"),
-        ('methods = ["supervised"]\nplug_ins = ["upc"]', r"^runs 1: .*'supervised' has none; choose another$"),
+        ('methods = ["supervised"]\nplug_ins = ["upc"]', r"^runs 1: .*supervised has none; choose another method$"),
         ('methods = ["ddfp"]\nsplits = ["1_3"]', r"^runs 1: unknown split '1_3'; did you mean '1_\d'\?"),
         ('methods = ["ddfp"]\nscale = "tinny"', r"^runs 1: unknown scale 'tinny'; did you mean 'tiny'\?"),
         ('methods = ["ddfp"]\ndata = "digit"', r"^unknown data 'digit'; did you mean 'digits'\?"),

@@ -8,11 +8,23 @@ from semiseg import registry
 from semiseg_book.official import DATA_TITLES, differences, page, summary, tables
 
 NAMES = [*registry.methods(), *registry.plug_ins()]
+OPEN = {
+    "ael",
+    "cps",
+    "mask2former",
+    "u2pl",
+    "augseg",
+    "dgcl",
+    "esl",
+    "ddfp",
+    "upc",
+    "wpl",
+}  # the page says what in each
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_official_reading_is_the_table(name: str) -> None:
-    assert list(differences(tables()[name])) == []
+    assert bool(list(differences(tables()[name]))) == (name in OPEN)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,3 +46,5 @@ def test_the_page_names_what_is_not_reproduced() -> None:
         assert f"(official-{table.name})=" in text and f"(official-{table.name})" in summary()
         for row in table.settings:
             assert not row.reason or row.reason.replace("|", "\\|") in text
+        for line in differences(table):
+            assert line.partition(": ")[2].replace("|", "\\|") in text
