@@ -97,7 +97,9 @@ def test_the_auxiliary_head_learns_labeled_images_on_every_host(method: str, tmp
     host.criterion = watched
     losses = host.losses(given, 0.9).losses
     names = ["labeled", "auxiliary_head", *(["labeled_other", "auxiliary_head_other"] if method == "cps" else [])]
-    assert [name for name in losses if name.startswith(("labeled", "auxiliary")) and "consistency" not in name] == names
+    assert [
+        name for name in losses if name.startswith(("labeled", "auxiliary_head")) and "consistency" not in name
+    ] == names
     for i in range(0, len(names), 2):
         (_, target, labeled), (logits, target_of_head, of_head) = seen[i : i + 2]
         assert target is target_of_head and len(logits) == len(given.x)
