@@ -87,7 +87,7 @@ def test_reliable_pixels_are_the_recorded_ones() -> None:
     own, other, paste = recorded()
     boxes = paste((GIVEN["boxes"] == 1).to(torch.uint8), (GIVEN["boxes_mix"] == 1).to(torch.uint8)).bool()
     target = paste.target(own.target, other.target)
-    teacher = Output(*(paste(o, d) for o, d in zip(own.teacher, other.teacher, strict=True)))
+    teacher = Output.merged(paste, own.teacher, other.teacher)
     strong = Output(GIVEN["logits_s1"], GIVEN["feats_s1"], GIVEN["feats_s1"][:, :0], GIVEN["feats_s1"])
     mixed = View(own.image, target, teacher, strong, boxes=boxes)
     nothing = Target(target.label, torch.zeros_like(target.weight), target.weight)
