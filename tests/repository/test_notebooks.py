@@ -41,7 +41,7 @@ def test_papermill_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("ddfp", {"split": "1_7"}, "unknown split '1_7'; "),
         ("ddfp", {"changes": "ddfp.epz=1"}, "unknown option of ddfp 'epz'; did you mean 'eps'? Valid are eps, "),
         ("ddfp", {"data": "voc"}, "data='voc' needs root"),
-        ("upc", {"host": "supervised"}, "UPC changes unlabeled images, and method 'supervised' has none"),
+        ("upc", {"host": "supervised"}, "UPC changes unlabeled images, and supervised has none"),
         ("wpl", {"host": "stpp", "alpha": 0.5}, "unknown host with a factor alpha 'stpp'; "),
         ("own-data", {"changes": "optimization.epoch=1"}, "did you mean 'epochs'?"),
         ("own-data", {"spilt": 18}, "unknown parameter 'spilt'; did you mean 'split'?"),
