@@ -100,7 +100,7 @@ def test_a_deep_stem_starts_as_torchvisions_layers_do() -> None:
     net = encoder("resnet50", stem="deep")
     for conv in (*(m for m in net.low[0] if isinstance(m, nn.Conv2d)), net.low[4][0].downsample[0]):
         fan_out = conv.out_channels * conv.kernel_size[0] ** 2
-        assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1) and conv.bias is None
+        assert float(conv.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1) and conv.bias is None
     low, middle, deep = net.maps(torch.rand(2, 3, 64, 64))
     assert low.shape == (2, 256, 16, 16) and middle.shape == (2, 1024, 4, 4) and deep.shape == (2, 2048, 4, 4)
 
@@ -157,6 +157,25 @@ def test_defaults_are_left_out_of_records() -> None:
     assert not added & Network().as_dict().keys()
     changed = Network(stem="deep", multi_grid=(2, 2, 4), projection=1, pyramid_dropout=0.0, auxiliary=0.4)
     assert added <= changed.as_dict().keys()
+
+
+def test_sizes_are_those_of_official_networks() -> None:
+    """Parameters of the classes of UniMatch, U2PL, AEL and AugSeg for 21 classes, less biases that a BatchNorm follows.
+
+    Commits 0324f3d, ab3d2be, 747c797 and 7ead870; the encoder is the same in all four.
+    """
+    official = {
+        "unimatch": (59468085 - 42623936, {"projection": 1}, 0, 0),
+        "augseg": (16844149, {"projection": 1}, 0, 0),
+        "ael": (19998485, {"low_width": 256, "auxiliary": 0.4}, 0, 2365205),
+        "u2pl": (21834773, {"low_width": 256, "embedding": 256, "projector": "decoder"}, 1836288, 0),
+    }
+    for size, options, projector, head in official.values():
+        with torch.device("meta"):
+            made = DeepLabV3Plus(encoder("resnet101", stem="deep", multi_grid=(2, 2, 4)), 21, **options)
+        assert (number(made.backbone), number(made.project), number(made.auxiliary)) == (42623936, projector, head)
+        assert number(made) == 42623936 + size + head
+        assert len(made.backbone.state_dict()) == 636  # type: ignore[attr-defined]
 
 
 # --- decoder ------------------------------------------------------------------------------
