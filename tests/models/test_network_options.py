@@ -152,6 +152,18 @@ def test_a_multi_grid_has_a_factor_for_each_block(multi_grid: tuple[int, ...]) -
         Network(multi_grid=multi_grid)
 
 
+def test_a_recipe_s_options_reach_the_network() -> None:
+    changes = "network.weights=none network.stem=deep network.multi_grid=2,2,4 network.projection=1"
+    made = recipe("supervised", "voc", "1_8", "paper").changed(
+        f"{changes} network.pyramid_dropout=0.5 network.auxiliary=0.4"
+    )
+    with torch.device("meta"):
+        net = make_student(made, 21, embedding=8, projector="decoder")
+    assert isinstance(net.backbone, Backbone) and dilations(net.backbone.deep[2]) == [2, 4, 8]
+    assert isinstance(net.backbone.low[0], nn.Sequential) and net.aspp.project[0].kernel_size == (1, 1)
+    assert (net.aspp.project[3].p, net.auxiliary_weight, net.projector, net.embedding) == (0.5, 0.4, "decoder", 8)
+
+
 def test_defaults_are_left_out_of_records() -> None:
     added = {"stem", "multi_grid", "projection", "pyramid_dropout", "auxiliary"}
     assert not added & Network().as_dict().keys()
