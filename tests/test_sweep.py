@@ -19,7 +19,7 @@ from toys import command
 
 from semiseg.data.sets.digits import Digits
 from semiseg.data.splits import seeded_split
-from semiseg.recipe import from_toml, recipe, with_plug_ins
+from semiseg.recipe import from_toml, recipe, to_toml, with_plug_ins
 from semiseg.runs import RECORD, Run, find_runs
 from semiseg.sweep import Plan, make_plan, read_cost, read_grid, summary, write_plan
 from semiseg.training.run import train
@@ -296,3 +296,12 @@ def test_without_a_plan_snakemake_says_what_to_type(tmp_path: Path) -> None:
     assert (
         asked.returncode != 0 and "no plan: write one with `semiseg runs plan GRID.toml`" in asked.stdout + asked.stderr
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runs" / "plans").glob("*.toml")), ids=lambda path: path.stem)
+def test_committed_grids_are_read_and_their_recipes_survive_a_file(path: Path) -> None:
+    made = make_plan(read_grid(path), [])
+    once = {run.recipe.label + run.changes: run.recipe for run in made.runs}
+    for found in once.values():
+        assert from_toml(to_toml(found)).sha256 == found.sha256
+    assert len(once) > 20 and made.notes == ()
