@@ -12,7 +12,7 @@ from semiseg.data.open import open_data
 from semiseg.data.sets.digits import Digits
 from semiseg.data.sets.patchwork import COSINE, SINE, Patchwork
 
-DEFAULT_SHA256 = "1e31e0037bb7f918359c2fe0c2e67976033218cd262f6db6d00820684c5bb3db"
+DEFAULT_SHA256 = "99a1470c85a4fb0f6eeb38ec22ba617cd20804af1753f0a80fee0a980b4ff895"
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,17 @@ MIN_SIZE = 32  # pixels; below, a patch shows less than a thread
 SIDE = 4  # patches along each side
 EDGE = (-0.07, 0.07)  # by how much a seam is off its place, share of the scene
 WAVE = 3.0  # seams wander by up to half of it, pixels
-SPREAD = (-0.0524, 0.0524)  # tangent of half the deviation from the class's direction: 6 degrees either way
+SPREAD = (-0.0655, 0.0655)  # tangent of half the deviation from the class's direction: 7.5 degrees either way
 BETWEEN = (-0.1317, 0.1317)  # the same of the second direction, which may be any: 15 degrees
 PERIOD = (3.2, 5.5)  # pixels from thread to thread
-SECOND = (0.0, 0.5)  # strength of the second threads
+SECOND = (0.0, 0.8)  # strength of the second threads
 WAVINESS = 0.5  # of the threads, periods
 SHARPNESS = (0.6, 1.5)  # soft to hard threads
 MIDDLE = (0.3, 0.7)  # luminance half way between threads and gaps
-CONTRAST = (0.25, 0.6)  # luminance of threads minus luminance of gaps
-SATURATION = 0.5
+CONTRAST = (0.15, 0.6)  # luminance of threads minus luminance of gaps
+SATURATION = 0.3
 LIGHT = 0.3  # range of the light over a scene
-SENSOR_NOISE = (0.01, 0.05)  # deviation, of each patch
+SENSOR_NOISE = (0.02, 0.09)  # deviation, of each patch
 
 _A, _B = np.sqrt(0.75), 0.5  # cosine and sine of 30 degrees
 COSINE = np.array([1, _A, _B, 0, -_B, -_A])  # of the six directions
@@ -64,7 +64,7 @@ class Patchwork(Rendered):
 
     def __init__(
         self,
-        train_scenes: int = 128,
+        train_scenes: int = 160,
         tune_scenes: int = 256,
         val_scenes: int = 256,
         test_scenes: int = 512,
