@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from semiseg.data.dataset import SegmentationData
+from semiseg.data.dataset import SegmentationData, ids_of
 from semiseg.data.resident import Loaded, load, read_all
 from semiseg.data.shrunk import Shrunk
 
 FORMAT = "semiseg pack 1"
-_ABOUT = ("name", "classes", "palette", "train", "val", "mirror", "sha256")
+_ABOUT = ("name", "classes", "palette", "mirror", "sha256")
+_PARTS = ("train", "val", "tune", "test")
 _DIGEST = 32
 _LONGEST = 10**18  # digits that are kept free for the number of pixels
 
@@ -39,8 +41,8 @@ class Pack:
 
     Opening reads lists and sizes alone; an image is compared with its digest when it is first asked for.
 
-    Attributes beyond `SegmentationData`: `longest`, side to which images were shrunk, 0: none; `content`, SHA256 of
-    everything in it.
+    Attributes beyond `SegmentationData`: `tune` and `test`, ids where the source has such parts; `longest`, side to
+    which images were shrunk, 0: none; `content`, SHA256 of everything in it.
     Raises FileNotFoundError where there is no file, ValueError for one that is no pack, or is truncated or altered.
     """
 
@@ -53,13 +55,14 @@ class Pack:
         if not self.path.is_file():
             raise FileNotFoundError(f"no pack at {self.path}; make one with semiseg data pack")
         about, tables = self._read()
-        for name in _ABOUT:
+        for name in ("name", "mirror", "sha256"):
             setattr(self, name, about[name])
-        self.classes, self.train, self.val = (tuple(about[name]) for name in ("classes", "train", "val"))
+        self.classes, *parts = (tuple(about[name]) for name in ("classes", *_PARTS))
+        self.train, self.val, self.tune, self.test = parts
         self.palette, self.longest = tuple((r, g, b) for r, g, b in about["palette"]), about["longest"]
         self.folders = (self.path,)
         sizes, masked, self._digests = tables
-        keys = list(dict.fromkeys(self.train + self.val))
+        keys = list(dict.fromkeys(chain(*parts)))
         lengths = sizes.prod(1, dtype=np.int64) * (3 + masked)
         self._ends = np.cumsum(lengths)
         self._row = {key: row for row, key in enumerate(keys)}
@@ -171,8 +174,9 @@ def is_pack(path: Path) -> bool:
 
 def _write(file: BinaryIO, data: SegmentationData, longest: int, progress: bool) -> None:
     """Room for the header, pixels, tables; then the header, of which only then all numbers are known."""
-    keys = list(dict.fromkeys(data.train + data.val))
-    about = json.dumps({**{name: getattr(data, name) for name in _ABOUT}, "longest": longest})
+    parts = {part: _ids(data, part) for part in _PARTS}
+    keys = list(dict.fromkeys(chain(*parts.values())))
+    about = json.dumps({**{name: getattr(data, name) for name in _ABOUT}, **parts, "longest": longest})
     room = -(-len(_header(about, "0" * 64, len(keys), _LONGEST, _LONGEST)) // 8) * 8
     file.write(bytes(8 + room))
     sizes, masked, digests, pixels = [], [], [], 0
@@ -193,6 +197,13 @@ def _write(file: BinaryIO, data: SegmentationData, longest: int, progress: bool)
     header = _header(about, _content(about, tables), len(keys), pixels, gap)
     file.seek(0)
     file.write(room.to_bytes(8, "little") + header.ljust(room))
+
+
+def _ids(data: SegmentationData, part: str) -> tuple[str, ...]:
+    try:
+        return ids_of(data, part)
+    except ValueError:
+        return ()
 
 
 def _header(about: str, content: str, images: int, pixels: int, gap: int) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import trees
 from toys import Blobs, command
 
 from semiseg.data import packed
-from semiseg.data.dataset import SegmentationData
+from semiseg.data.dataset import SegmentationData, ids_of
 from semiseg.data.loader import training_batches
 from semiseg.data.open import open_data, open_split
 from semiseg.data.packed import Pack, pack
 from semiseg.data.sets.digits import Digits
+from semiseg.data.sets.patchwork import Patchwork
 from semiseg.data.shrunk import Shrunk
 from semiseg.data.splits import first
 
@@ -37,6 +39,7 @@ SETS: dict[str, Callable[[Path], SegmentationData]] = {
     "camvid": lambda root: open_data("camvid", str(trees.camvid(root))),
     "voc": lambda root: open_data("voc", str(trees.voc(root, list("abcdef"), ["x"])), "dog,cat", "train"),
     "digits": lambda root: Digits(12, 4),
+    "patchwork": lambda root: Patchwork(6, 3, 3, 3),
     "more": lambda root: open_data(
         "camvid", str(trees.camvid(root / "c")), unlabeled=str(trees.folder(root / "f") / "unlabeled")
     ),
@@ -50,7 +53,12 @@ def test_a_pack_is_its_source(name: str, tmp_path: Path) -> None:
     for attribute in ("name", "classes", "palette", "train", "val", "mirror", "sha256"):
         assert getattr(packed, attribute) == getattr(data, attribute), attribute
     assert packed.longest == 0 and packed.masked == getattr(data, "masked", data.train)
-    for key in (*data.train, *data.val):
+    parts = [ids for part in ("train", "val", "tune", "test") if (ids := getattr(data, part, ()))]
+    assert [ids for part in ("train", "val", "tune", "test") if (ids := getattr(packed, part))] == parts
+    if not packed.test:
+        with pytest.raises(ValueError, match="has no part 'test'"):
+            ids_of(packed, "test")
+    for key in chain(*parts):
         image, mask = data.image(key), data.mask(key)
         assert torch.equal(packed.image(key), image) and packed.size(key) == image.shape[-2:]
         assert (packed.mask(key) is None) == (mask is None)
