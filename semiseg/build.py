@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -22,7 +23,8 @@ Criterion = Callable[[Output, Target], Tensor]
 
 def criterion(recipe: Recipe, usual: Criterion = labeled_cross_entropy) -> Criterion:
     """The labeled term that the recipe asks for."""
-    return hard_pixel_cross_entropy if recipe.optimization.ohem else usual
+    o = recipe.optimization
+    return partial(hard_pixel_cross_entropy, share=o.ohem_share) if o.ohem else usual
 
 
 def make_student(

@@ -45,9 +45,14 @@ def labeled_cross_entropy(output: Output, target: Target) -> Tensor:
     return pixel_cross_entropy(output.logits, target)
 
 
-def hard_pixel_cross_entropy(output: Output, target: Target) -> Tensor:
-    """The labeled term over hard pixels only, as on Cityscapes (`ohem_cross_entropy`)."""
-    return ohem_cross_entropy(output.logits, target)
+def hard_pixel_cross_entropy(output: Output, target: Target, share: float | None = None) -> Tensor:
+    """The labeled term over hard pixels only, as on Cityscapes (`ohem_cross_entropy`).
+
+    share: of all pixels of the batch, padding included, at least so many count as hard; None: 100,000 pixels.
+    """
+    if share is None:
+        return ohem_cross_entropy(output.logits, target)
+    return ohem_cross_entropy(output.logits, target, min_kept=max(1, round(share * target.weight.numel())))
 
 
 def squared_error(logits: Tensor, target: Target, over_classes: Literal["mean", "sum"] = "mean") -> Tensor:

@@ -172,7 +172,7 @@ class Optimization(Options):
     power: float = option("of the decay of the rate", default=0.9, ge=0)
     ohem: bool = option("the labeled loss over hard pixels only", default=False)
     ohem_share: float | None = option(
-        "share of a step's labeled images that counts as hard at least; none: 100,000 pixels",
+        "share of the pixels of a process's labeled images that counts as hard at least; none: 100,000 pixels",
         default=None, later=True, gt=0, le=1,
     )  # fmt: skip
     strong_labels: bool = option(
@@ -200,7 +200,6 @@ class Optimization(Options):
     padding_color: Literal["black", "mean"] = option(
         "of padding; mean: ImageNet's mean color, as a byte", default="black", later=True
     )
-
     precision: Precisions = option(
         "of what is inside networks, all else is float32; auto: bf16-mixed on a GPU, else 32-true", default="auto",
         later=True,

@@ -29,7 +29,7 @@ def digits() -> Shared:
 
 
 def patchwork() -> Shared:
-    """The embedded set of textures; calibrated with supervised and mean_teacher only."""
+    """The second embedded set; numbers were tried with supervised and mean_teacher only."""
     return (
         Network("tiny", 8, None, width=64, low_width=16, rates=(1, 2)),
         Optimization(

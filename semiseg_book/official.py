@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -170,7 +170,7 @@ def _chapter(table: Official) -> str:
     return "\n\n".join(lines)
 
 
-def _rows(rows: list[Setting], last: str, text: Any) -> str:
+def _rows(rows: list[Setting], last: str, text: Callable[[Setting], str]) -> str:
     cells = [
         (
             row.topic,

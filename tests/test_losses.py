@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from semiseg.build import criterion
 from semiseg.losses import info_nce, ohem_cross_entropy, picked_products, pixel_cross_entropy
-from semiseg.types import IGNORE, Target
+from semiseg.recipe import recipe
+from semiseg.types import IGNORE, Output, Target
 
 
 @pytest.fixture
@@ -98,3 +100,15 @@ def test_all_pixels_are_those_that_are_not_padding_where_asked(scene) -> None:
     torch.testing.assert_close(pixel_cross_entropy(logits, target, "kept_scaled"), kept * 7 / 3 * 6 / 5)
     nothing = target.only(torch.zeros(2, 6, 7))
     assert pixel_cross_entropy(logits, nothing, "kept_scaled_known") == 0
+
+
+def test_a_share_of_hard_pixels_reaches_the_criterion_of_a_recipe() -> None:
+    made = recipe("supervised").changed({"optimization.ohem": True, "optimization.ohem_share": 0.25})
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, generator=g) * 0.01 + torch.tensor([9.0, 0.0, 0.0])[:, None, None]
+    target = Target.from_labels(torch.zeros(2, 4, 4, dtype=torch.long))  # every pixel is sure and right: none is hard
+    output = Output(logits, logits, logits[:, :0], logits)
+    ce = torch.nn.functional.cross_entropy(logits, target.hard, reduction="none").flatten()
+    torch.testing.assert_close(criterion(made)(output, target), ce.topk(8).values.mean())
+    every = criterion(made.changed({"optimization.ohem_share": "none"}))(output, target)
+    torch.testing.assert_close(every, ce.mean())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..banks import processes
 from ..hosts.mask2former import mask_set
 from ..types import Target
 from .mask2former import MaskQueries, transformers
@@ -124,9 +125,9 @@ class MaskLoss(Mask2FormerLoss):
     def get_num_masks(self, class_labels: list[Tensor], device: torch.device) -> Tensor:
         """Replaces the library's, which asks accelerate: the mean number of masks of a process, at least 1."""
         number = torch.tensor(float(sum(map(len, class_labels))), device=device)
-        if dist.is_available() and dist.is_initialized():
+        if processes() > 1:
             dist.all_reduce(number)
-            number /= dist.get_world_size()
+            number /= processes()
         return number.clamp(min=1)
 
     def loss_masks(

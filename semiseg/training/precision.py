@@ -80,8 +80,10 @@ class Mixed:
     def off(self) -> Iterator[None]:
         """Inside, networks run in float32: for scores that an exported model has too."""
         dtype, self.dtype = self.dtype, None
-        yield
-        self.dtype = dtype
+        try:
+            yield
+        finally:
+            self.dtype = dtype
 
 
 def _float(x: Any) -> Any:

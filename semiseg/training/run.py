@@ -74,8 +74,9 @@ def train(
         The finished run.
 
     Raises:
-        ValueError: data that would spoil the run, an interrupted run of another recipe in the folder, a finished run
-            that is not to be overwritten, or a folder in which something else could be lost (`check_folder`).
+        ValueError: a precision that this machine does not have, data that would spoil the run, an interrupted run of
+            another recipe in the folder, a finished run that is not to be overwritten, or a folder in which something
+            else could be lost (`check_folder`).
         PermissionError: a folder that cannot be written.
         InterruptedError: paused by `stop_after`.
         ArithmeticError: a loss or a weight that is not finite (`health.NotFinite`); there is no record then.
@@ -84,6 +85,8 @@ def train(
     if reuse and (found := _finished(folder, recipe, data, split)):
         return found
     check_folder(folder, data, overwrite)
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    plug_in = precision.plug_in(precision.chosen(recipe.optimization.precision, on), on)
     data = Cached(data, cache) if cache else data
     check(data, split.labeled)
     record = _record_of(recipe, data, split)
@@ -102,8 +105,6 @@ def train(
         if not (part / RECORD).is_file():  # else it was done, but not yet moved
             task = _prepared(task, detections)
             strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True) if devices > 1 else "auto"
-            on = "cuda" if torch.cuda.is_available() else "cpu"
-            plug_in = precision.plug_in(precision.chosen(recipe.optimization.precision, on), on)
             fabric = Fabric(accelerator=on, devices=devices, strategy=strategy, plugins=plug_in)
             fabric.launch(partial(run, task=task, stop_after=stop_after))
         if not (part / RECORD).is_file():

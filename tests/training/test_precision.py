@@ -100,3 +100,19 @@ def test_what_auto_means_and_what_needs_a_gpu() -> None:
     assert plug_in("32-true", "cpu").precision == "32-true"
     with plug_in("bf16-mixed", "cpu").forward_context():
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_precision_that_needs_a_gpu_stops_before_anything_is_written(tmp_path: Path) -> None:
+    made = recipe("supervised", "digits", "1_4", "smoke").changed({"optimization.precision": "16-mixed"})
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        train(made, BLOBS, seeded_split(BLOBS.train, "1_4", 0), tmp_path / "runs/run", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_that_fail_leave_the_precision_as_it_was() -> None:
+    host, *_ = step("mean_teacher", "32-true")
+    mixed = Mixed(host, "bf16-mixed")
+    with pytest.raises(ZeroDivisionError), mixed.off():
+        _ = 1 / 0
+    assert mixed.dtype is torch.bfloat16

@@ -10,6 +10,8 @@ on which all semi-supervised methods rest, holds by construction; and every scen
 see the direction through all else is learned from many patches, and few are labeled.  How a method does here says
 whether its idea works where its premises hold, and nothing about photographs.
 
+It is a candidate: no record of this book is of it yet, and its numbers may still change.
+
 Scenes are rendered once, all together, from uniform random numbers by additions, multiplications, divisions and square
 roots alone, whose last bit does not differ between machines.  Hence one seed gives the same bytes everywhere, and
 `Patchwork.sha256` says so.
