@@ -53,8 +53,8 @@ def test_a_pack_is_its_source(name: str, tmp_path: Path) -> None:
     for attribute in ("name", "classes", "palette", "train", "val", "mirror", "sha256"):
         assert getattr(packed, attribute) == getattr(data, attribute), attribute
     assert packed.longest == 0 and packed.masked == getattr(data, "masked", data.train)
-    for part in ("train", "val", "tune", "test"):
-        assert getattr(packed, part) == getattr(data, part, ()), part
+    parts = [getattr(data, part, ()) for part in ("train", "val", "tune", "test")]
+    assert [packed.train, packed.val, packed.tune, packed.test] == parts
     if not packed.test:
         with pytest.raises(ValueError, match="has no part 'test'"):
             ids_of(packed, "test")
