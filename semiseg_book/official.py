@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -105,8 +105,8 @@ def plain(value: Any) -> Any:
     return "none" if value is None else list(value) if isinstance(value, tuple) else value
 
 
-def differences(table: Official) -> Iterator[str]:
-    """Every value under our official reading that is not the table's, as a line that names it."""
+def differences(table: Official) -> Iterator[tuple[Setting, str]]:
+    """Every value under our official reading that is not the table's: its setting, and a line that names it."""
     for row in table.settings:
         for host in row.hosts or table.hosts():
             for data in row.data:
@@ -118,26 +118,28 @@ def differences(table: Official) -> Iterator[str]:
                         except ValueError as error:
                             ours = str(error)
                         if ours != value:
-                            where = f"{table.name} on {host}, {data}, {split}: {row.name}: {option}"
-                            yield f"{where} is {ours!r}, official {value!r}"
+                            where = f"{host}, {DATA_TITLES[data]}, {split}: {row.name}: {option}"
+                            yield row, f"{where} is {ours!r}, official {value!r}"
 
 
 # --- the page -----------------------------------------------------------------------------
 
 
 def page() -> str:
-    """Markdown: for every method, what is not reproduced and why, then the whole table, folded."""
+    """Markdown: for every method, what differs yet, what is not reproduced and why, then all settings, folded."""
     return "\n\n".join(_chapter(table) for table in tables().values())
 
 
 def summary() -> str:
-    """Markdown: how many settings each method's table has, and how many of them are not reproduced."""
-    head = "| | code | settings | as official | not, or in part |\n|---|---|---|---|---|"
+    """Markdown: of the settings of each method, how many are equal, differ yet, and are left out or in part."""
+    head = "| | code | all | equal | not yet | left out |\n|---|---|---|---|---|---|"
     lines = [head]
     for table in tables().values():
-        left, count = sum(bool(row.reason) for row in table.settings), len(table.settings)
-        name = f"[{_title(table)}](official-{table.name})"
-        lines.append(f"| {name} | {_code(table)} | {count} | {count - left} | {left} |")
+        open_ = {id(row) for row, _ in differences(table)}
+        left = {id(row) for row in table.settings if row.reason} - open_
+        count = len(table.settings)
+        numbers = f"{count} | {count - len(open_) - len(left)} | {len(open_)} | {len(left)}"
+        lines.append(f"| [{_title(table)}](official-{table.name}) | {_code(table, short=True)} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -145,51 +147,36 @@ def _title(table: Official) -> str:
     return (registry.plug_in if table.is_plug_in else registry.method)(table.name).title
 
 
-def _code(table: Official) -> str:
+def _code(table: Official, short: bool = False) -> str:
     if not table.commit:
-        return "not released: the paper's text"
+        return "the paper's text" if short else "the paper's text; code was not released"
     name = table.repository.removeprefix("https://github.com/")
-    return f"[{name}]({table.repository}/tree/{table.commit}) `{table.commit[:7]}`, {table.license or 'no license'}"
+    if short:
+        return f"[{name.partition('/')[2]}]({table.repository})"
+    terms = "no license" if table.license in ("", "none") else table.license
+    return f"[{name}]({table.repository}/tree/{table.commit}) `{table.commit[:7]}`, {terms}"
 
 
 def _chapter(table: Official) -> str:
-    left, found = [row for row in table.settings if row.reason], [*differences(table)]
+    left, found = [row for row in table.settings if row.reason], [f"- {line}" for _, line in differences(table)]
     lines = [f"(official-{table.name})=", f"## {_title(table)}", f"Read from {_code(table)}."]
-    if left:
-        lines += ["Not reproduced, or in part:", _rows(left, "and ours, and why", lambda row: row.reason)]
     if found:
         lines += [
             "Where the official reading is not yet what the table says:",
             "\n".join(f"- {line}" for line in found),
         ]
-    lines += [
-        f":::{{dropdown}} All {len(table.settings)} settings",
-        _rows(list(table.settings), "ours", _ours),
-        ":::",
-    ]
+    if left:
+        lines += ["Left out, or reproduced in part:", "\n".join(map(_item, left))]
+    lines += [f":::{{dropdown}} All {len(table.settings)} settings", "\n".join(map(_item, table.settings)), ":::"]
     return "\n\n".join(lines)
 
 
-def _rows(rows: list[Setting], last: str, text: Callable[[Setting], str]) -> str:
-    cells = [
-        (
-            row.topic,
-            row.name + (f" ({', '.join(row.hosts)})" if row.hosts else ""),
-            ", ".join(DATA_TITLES[data] for data in row.data),
-            row.official + (f"; paper: {row.paper}" if row.paper else ""),
-            f"`{row.source}`",
-            text(row),
-        )
-        for row in rows
-    ]
-    head = ("", "setting", "data", "official", "where", last)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, *cells)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
-
-
-def _ours(row: Setting) -> str:
+def _item(row: Setting) -> str:
+    where = ", ".join([row.topic, *row.hosts, *(DATA_TITLES[data] for data in row.data)])
     values = [f"`{name}={value}`" for name, value in row.ours.items()]
-    values += [
-        f"{split}: " + ", ".join(f"`{k}={v}`" for k, v in each.items()) for split, each in row.ours_by_split.items()
-    ]
-    return "; ".join(values) or ("see above" if row.reason else "the same")
+    for split, each in row.ours_by_split.items():
+        values.append(f"{split}: " + ", ".join(f"`{name}={value}`" for name, value in each.items()))
+    paper = f" Paper: {row.paper}." if row.paper else ""
+    ours = f" Here: {'; '.join(values)}." if values else ""
+    reason = f" *{row.reason.rstrip('.')}.*" if row.reason else ""
+    return f"- **{row.name}** ({where}): {row.official} (`{row.source}`).{paper}{ours}{reason}"
